@@ -1,0 +1,71 @@
+"""Real-time for Starlette and FastAPI: rooms, presence, history with gap-free resume, acknowledgements, limits."""
+
+from starlette_realtime.auth import AuthGuard, IdentifiedUser, StarletteSession
+from starlette_realtime.clock import Clock
+from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.errors import (
+    CLOSE_CODES,
+    ERROR_CODES,
+    CloseCode,
+    ConfigurationError,
+    ConnectionClosed,
+    Forbidden,
+    InvalidPayload,
+    NotJoined,
+    ProtocolError,
+    RateLimited,
+    RealtimeError,
+    Refused,
+    StoreError,
+    Unauthenticated,
+    Unavailable,
+    UnknownRoom,
+)
+from starlette_realtime.messages import Entry, Event, Events, History, Identity, Members, Position
+from starlette_realtime.ratelimit import Rate
+from starlette_realtime.realtime import Realtime
+from starlette_realtime.rooms import Member, Room, RoomsOptions, RoomView
+from starlette_realtime.store import MemoryStore, Store
+from starlette_realtime.tokens import SignedTokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLOSE_CODES",
+    "ERROR_CODES",
+    "AuthGuard",
+    "Clock",
+    "CloseCode",
+    "ConfigurationError",
+    "Connection",
+    "ConnectionClosed",
+    "ConnectionOptions",
+    "Entry",
+    "Event",
+    "Events",
+    "Forbidden",
+    "History",
+    "IdentifiedUser",
+    "Identity",
+    "InvalidPayload",
+    "Member",
+    "Members",
+    "MemoryStore",
+    "NotJoined",
+    "Position",
+    "ProtocolError",
+    "Rate",
+    "RateLimited",
+    "RealtimeError",
+    "Refused",
+    "Room",
+    "RoomView",
+    "RoomsOptions",
+    "SignedTokens",
+    "StarletteSession",
+    "Store",
+    "StoreError",
+    "Unauthenticated",
+    "Unavailable",
+    "UnknownRoom",
+]

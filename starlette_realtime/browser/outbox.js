@@ -1,0 +1,200 @@
+/**
+ * What waits to be sent and acknowledged: bounded, in order, across links, nothing accepted twice.
+ *
+ * Entries of one lane (a room's, say) go out one at a time, each after the answer to the one before it. With several
+ * under way, the server could refuse one for its rate and accept the next, and order would be lost.
+ */
+
+import { RealtimeError } from "./errors.js";
+import { encode } from "./link.js";
+
+/** @import { Link } from "./link.js" */
+/** @import { Room } from "./room.js" */
+/** @import { Clock, Entry, Waiting } from "./types.js" */
+
+// The server knows a key for 120 s; a repetition has to arrive within that.
+const UNCERTAIN = 100_000; // ms from the first write
+const WINDOW = 16; // lanes under way at once
+export const RETRIED = new Set(["rate_limited", "unavailable", "expired"]);
+
+export class Outbox {
+  /** @type {Entry[]} */
+  #entries = [];
+  #window = WINDOW;
+  #clock;
+  #limit;
+  #link;
+  #pause;
+
+  /**
+   * @param {Clock} clock
+   * @param {number} limit entries
+   * @param {() => Link | null} link the authenticated one
+   * @param {(error: RealtimeError, tries: number) => number} pause ms to wait after a refusal
+   */
+  constructor(clock, limit, link, pause) {
+    this.#clock = clock;
+    this.#limit = limit;
+    this.#link = link;
+    this.#pause = pause;
+  }
+
+  /**
+   * @param {object} frame
+   * @param {Waiting} waiting
+   * @returns {Promise<any>} the data of the reply
+   */
+  push(frame, { lane, room, timeout }) {
+    return new Promise((resolve, reject) => {
+      const body = encode(frame); // now: the caller may change its object later
+      if (room && gone(room)) throw new RealtimeError("not_joined");
+      if (this.#entries.length >= this.#limit) throw new RealtimeError("queue_full");
+      /** @type {Entry} */
+      const entry = { body, lane, room, resolve, reject, flying: false, doubt: false, until: 0, tries: 0, timers: [] };
+      if (timeout !== undefined) this.#expire(entry, timeout, "timeout");
+      this.#entries.push(entry);
+      this.pump();
+    });
+  }
+
+  /** Write whatever may go out now. */
+  pump() {
+    const link = this.#link();
+    if (!link) return;
+    const busy = new Set();
+    const now = this.#clock.now();
+    let flying = this.#entries.filter((entry) => entry.flying).length;
+    for (const entry of [...this.#entries]) {
+      if (busy.has(entry.lane)) continue;
+      if (!entry.flying) {
+        // By the clock, not by the timer alone: timers stop while a machine sleeps.
+        if (entry.deadline !== undefined && now >= entry.deadline) {
+          this.#fail(entry, "uncertain");
+          continue;
+        }
+        if (now >= entry.until && flying < this.#window && (entry.room?.state ?? "joined") === "joined") {
+          if (!this.#write(entry, link, now)) continue;
+          flying++;
+        }
+      }
+      busy.add(entry.lane);
+    }
+  }
+
+  /**
+   * Give up what waits for `room`, or for anything. What is under way to a room still gets its answer.
+   * @param {string} code
+   * @param {Room} [room]
+   */
+  drop(code, room) {
+    for (const entry of [...this.#entries]) {
+      if (!room) this.#fail(entry, entry.flying ? "uncertain" : code);
+      else if (entry.room === room && !entry.flying) this.#fail(entry, code);
+    }
+  }
+
+  /**
+   * A newer state makes those of `lane` that still wait superfluous.
+   * @param {unknown} lane
+   */
+  supersede(lane) {
+    for (const entry of this.#entries.filter((one) => one.lane === lane && !one.flying)) {
+      this.#settle(entry, () => entry.resolve({}));
+    }
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {Link} link
+   * @param {number} now
+   */
+  #write(entry, link, now) {
+    try {
+      link.request(entry.body, (error, data) => this.#answered(entry, error, data));
+    } catch (error) {
+      this.#settle(entry, () => entry.reject(error));
+      return false;
+    }
+    entry.flying = true;
+    if (entry.deadline === undefined) {
+      entry.deadline = now + UNCERTAIN;
+      this.#expire(entry, UNCERTAIN, "uncertain");
+    }
+    return true;
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {RealtimeError | null} error
+   * @param {any} data
+   */
+  #answered(entry, error, data) {
+    entry.flying = false;
+    if (!error) {
+      this.#window = Math.min(WINDOW, this.#window + 1);
+      this.#settle(entry, () => entry.resolve(data));
+    } else if (this.#entries.includes(entry)) this.#refused(entry, error);
+    this.pump();
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {RealtimeError} error
+   */
+  #refused(entry, error) {
+    const { room } = entry;
+    const over = room && gone(room);
+    // A store that failed may have stored; a rate limit has not.
+    if (error.code === "disconnected" || error.code === "unavailable") entry.doubt = true;
+    if (error.code === "disconnected") return over && this.#fail(entry, "not_joined");
+    if (error.code === "not_joined" && room?.state === "joining") return;
+    // One limit often holds for many lanes: feel the way, one command at a time.
+    if (error.code === "rate_limited") this.#window = 1;
+    const wait = this.#pause(error, entry.tries++);
+    const again = this.#clock.now() + wait;
+    if (over || !RETRIED.has(error.code)) this.#settle(entry, () => entry.reject(error));
+    else if (again < (entry.deadline ?? 0)) {
+      entry.until = again;
+      entry.timers.push(this.#clock.setTimeout(() => this.pump(), wait));
+    } else if (entry.doubt) this.#fail(entry, "uncertain");
+    else this.#settle(entry, () => entry.reject(error));
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {number} ms
+   * @param {string} code
+   */
+  #expire(entry, ms, code) {
+    const expired = () => {
+      this.#fail(entry, code);
+      this.pump();
+    };
+    entry.timers.push(this.#clock.setTimeout(expired, ms));
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {string} code
+   */
+  #fail(entry, code) {
+    this.#settle(entry, () => entry.reject(new RealtimeError(entry.doubt && code !== "timeout" ? "uncertain" : code)));
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {() => void} how
+   */
+  #settle(entry, how) {
+    const index = this.#entries.indexOf(entry);
+    if (index < 0) return;
+    this.#entries.splice(index, 1);
+    entry.timers.forEach((timer) => this.#clock.clearTimeout(timer));
+    how();
+  }
+}
+
+/** @param {Room} room */
+function gone(room) {
+  return room.state === "left" || room.state === "refused";
+}

@@ -1,0 +1,354 @@
+"""Fan-out: one topic's deliveries to the connections that joined it, encoded once per wire protocol."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from starlette_realtime.clock import Clock
+from starlette_realtime.connection import Connection, size_of
+from starlette_realtime.errors import StoreError
+from starlette_realtime.messages import (
+    Body,
+    Delivery,
+    Event,
+    Fresh,
+    Gap,
+    Position,
+    PresenceDiff,
+    Publication,
+    Reset,
+    ServerEvent,
+    Stale,
+    StoreAway,
+    StoreBack,
+)
+from starlette_realtime.presence import Change, Roster
+from starlette_realtime.protocols.base import WireProtocol
+from starlette_realtime.replay import Replay
+from starlette_realtime.store import Store
+from starlette_realtime.types import Frame
+
+__all__ = ["Fanout", "Topic", "read_body", "to_event"]
+
+logger = logging.getLogger("starlette_realtime.fanout")
+
+_decode = msgspec.json.Decoder(Body).decode
+_encode = msgspec.json.Encoder().encode
+
+ALL = 2**31 - 1
+
+Put = Callable[[tuple[Frame, ...], int], None]
+
+
+def read_body(publication: Publication) -> Body:
+    """What a room published; raises `msgspec.DecodeError` for what no room did."""
+    return _decode(publication.data)
+
+
+def write_body(body: Body) -> bytes:
+    """The `data` of a publication."""
+    return _encode(body)
+
+
+def to_event(publication: Publication, body: Body, room: str) -> Event:
+    """A publication as clients see it."""
+    return Event(body.event, body.data, room, publication.position, body.sender, publication.at)
+
+
+class _Group:
+    """The members that share frames. The tuples are rebuilt when somebody came or went and something is sent."""
+
+    __slots__ = ("_offers", "_puts", "encode", "members", "view")
+
+    def __init__(self, protocol: type[WireProtocol], view: str | None) -> None:
+        self.encode = protocol.encode
+        self.view = view
+        self.members: dict[Connection, None] = {}
+        self._puts: tuple[Put, ...] | None = None
+        self._offers: tuple[Put, ...] | None = None
+
+    def changed(self) -> None:
+        self._puts = self._offers = None
+
+    def puts(self, *, droppable: bool) -> tuple[Put, ...]:
+        if droppable:
+            if self._offers is None:
+                self._offers = tuple([member.offer for member in self.members])
+            return self._offers
+        if self._puts is None:
+            self._puts = tuple([member.put for member in self.members])
+        return self._puts
+
+
+class Topic:
+    """
+    One topic on this process: who hears it, who is about to, and who is present.
+
+    `control` hears the kit's own publications (`rt:…` events), which no client does; `change` hears of presence.
+    """
+
+    __slots__ = (
+        "_behind",
+        "_control",
+        "_groups",
+        "_present",
+        "_reload",
+        "_started",
+        "joining",
+        "members",
+        "name",
+        "position",
+        "references",
+        "roster",
+        "stale",
+    )
+
+    def __init__(self, name: str, control: Callable[["Topic", Body], None]) -> None:
+        self.name = name
+        self.references = 0
+        self.members: dict[str, Connection] = {}
+        self.joining: dict[str, Replay] = {}
+        self.roster: Roster | None = None
+        self.stale = False
+        self.position: Position | None = None
+        """The last position that was delivered here; None: none since the subscription."""
+        self._control = control
+        self._behind: dict[str, tuple[Connection, Position]] = {}
+        self._groups: dict[tuple[type[WireProtocol], str | None], _Group] = {}
+        self._started: asyncio.Future[None] | None = None
+        self._present: Callable[[Topic, Change], ServerEvent] | None = None
+        self._reload: Callable[[], None] | None = None
+
+    def buffer(self, connection: Connection, replay: Replay) -> None:
+        """Let `replay` hold what is published until the connection goes live."""
+        self.joining[connection.id] = replay
+
+    def live(self, connection: Connection, position: Position | None, here: Position | None) -> None:
+        """
+        Let the connection, which has heard everything up to `position`, hear everything from there on.
+
+        `here` is where this process is: a backend may have told a reader of more than it has delivered yet.
+        """
+        self.joining.pop(connection.id, None)
+        self.members[connection.id] = connection
+        if position is not None and here is not None and position != here:
+            self._behind[connection.id] = (connection, position)
+        else:
+            self._add(connection)
+
+    def _add(self, connection: Connection) -> None:
+        key = (type(connection.protocol), None)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(*key)
+        group.members[connection] = None
+        group.changed()
+
+    def remove(self, connection: Connection) -> None:
+        """Let the connection hear nothing more."""
+        self.joining.pop(connection.id, None)
+        if self.members.pop(connection.id, None) is None or self._behind.pop(connection.id, None) is not None:
+            return
+        key = (type(connection.protocol), None)
+        group = self._groups[key]
+        del group.members[connection]
+        group.changed()
+        if not group.members:
+            del self._groups[key]
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Hear the store."""
+        if isinstance(delivery, Publication):
+            self._publish(delivery)
+        elif isinstance(delivery, PresenceDiff):
+            if self.roster is not None:
+                self.roster.apply(delivery)
+        elif isinstance(delivery, Gap):
+            self.position = delivery.position
+            for replay in self.joining.values():
+                replay.interrupted()
+            for connection, _ in self._behind.values():
+                self._add(connection)
+            self._behind.clear()
+            self.broadcast(Reset(self.name, delivery.reason, delivery.position))
+            if self._reload is not None:
+                self._reload()
+        elif isinstance(delivery, Stale):
+            self.stale = True
+            self.broadcast(StoreAway(self.name))
+        elif isinstance(delivery, Fresh):
+            self.stale = False
+            self.broadcast(StoreBack(self.name))
+            if self._reload is not None:
+                self._reload()
+
+    def broadcast(self, event: ServerEvent, *, skip: str | None = None, droppable: bool = False) -> None:
+        """Send one event to every member but those with the session `skip`; `droppable`: not to who lags behind."""
+        for group in tuple(self._groups.values()):
+            try:
+                frames = group.encode(event, group.view)
+                size = size_of(frames)
+            except Exception:
+                # The others are served; for these something is lost, and they are told so rather than left behind.
+                logger.exception("an event could not be encoded; its receivers are disconnected and resume")
+                for member in tuple(group.members):
+                    member.close(4441)
+                continue
+            if skip is None:
+                for put in group.puts(droppable=droppable):
+                    put(frames, size)
+            else:
+                for member in tuple(group.members):
+                    if member.session != skip:
+                        (member.offer if droppable else member.put)(frames, size)
+
+    def _publish(self, publication: Publication) -> None:
+        position = publication.position
+        if position is not None:
+            self.position = position
+            for replay in self.joining.values():
+                replay.live(publication)
+        try:
+            body = _decode(publication.data)
+        except msgspec.DecodeError:
+            logger.error("a publication that no room made was left out")
+            return
+        if body.event.startswith("rt:"):
+            self._control(self, body)
+            return
+        event = to_event(publication, body, self.name)
+        if body.only is not None:
+            member = self.members.get(body.only)
+            if member is not None:
+                member.push(event)
+            return
+        self.broadcast(event, skip=body.exclude, droppable=position is None)
+        if position is not None and self._behind:
+            self._catch_up(position)
+
+    def _catch_up(self, position: Position) -> None:
+        """Let those hear what follows who heard of `position` from the store before this process did."""
+        for connection, until in tuple(self._behind.values()):
+            if position == until:
+                del self._behind[connection.id]
+                self._add(connection)
+            elif position.epoch != until.epoch or position.offset >= until.offset:
+                connection.close(4441)  # the two disagree: resuming settles it
+
+
+class Fanout:
+    """
+    The topics of this process.
+
+    `control` hears the kit's own publications. Presence is followed where `attach` is given `present`, which turns a
+    change into the event that clients get.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, *, control: Callable[[Topic, Body], None], presence_interval: float = 0.1
+    ) -> None:
+        self.topics: dict[str, Topic] = {}
+        self._store = store
+        self._clock = clock
+        self._control = control
+        self._interval = presence_interval
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def attach(self, name: str, present: Callable[[Topic, Change], ServerEvent] | None = None) -> Topic:
+        """
+        The topic, subscribed, with its members known where `present` asks for them. Raises `StoreError`.
+
+        Every `attach` is to be followed by one `detach`; where it raises, nothing is left.
+        """
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(name, self._control)
+        topic.references += 1
+        if topic._started is None:
+            topic._started = self._spawn(self._start(topic, present))
+        try:
+            await asyncio.shield(topic._started)
+        except BaseException as exc:
+            self._release(topic)
+            if isinstance(exc, asyncio.CancelledError) and topic._started.cancelled():
+                raise StoreError("the subscription was cancelled") from None
+            raise
+        return topic
+
+    def detach(self, topic: Topic) -> None:
+        """Give a topic back; with the last one the subscription ends."""
+        self._release(topic)
+
+    async def close(self) -> None:
+        """Wait until nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def __iter__(self) -> Iterator[Topic]:
+        return iter(tuple(self.topics.values()))
+
+    def _release(self, topic: Topic) -> None:
+        topic.references -= 1
+        if topic.references:
+            return
+        if self.topics.get(topic.name) is topic:
+            del self.topics[topic.name]
+        if topic.roster is not None:
+            topic.roster.close()
+        self._spawn(self._stop(topic))
+
+    async def _stop(self, topic: Topic) -> None:
+        if topic._started is not None:
+            await asyncio.wait((topic._started,))
+        try:
+            await self._store.unsubscribe(topic.name, topic.deliver)
+        except StoreError as exc:
+            logger.warning("a topic could not be unsubscribed: %s", exc)
+
+    async def _start(self, topic: Topic, present: Callable[[Topic, Change], ServerEvent] | None) -> None:
+        if present is not None:
+            show = present
+            topic.roster = roster = Roster(
+                clock=self._clock,
+                interval=self._interval,
+                changed=lambda change: topic.broadcast(show(topic, change)),
+                gap=lambda: self._reload(topic),
+            )
+            topic._reload = lambda: self._reload(topic)
+        try:
+            await self._store.subscribe(topic.name, topic.deliver)
+            if present is not None:
+                roster.load(await self._store.members(topic.name, limit=ALL))
+        except BaseException:
+            # Whoever comes next starts anew.
+            if self.topics.get(topic.name) is topic:
+                del self.topics[topic.name]
+            raise
+
+    def _reload(self, topic: Topic) -> None:
+        roster = topic.roster
+        if roster is not None and topic.references:
+            roster.restart()
+            self._spawn(self._load(topic, roster))
+
+    async def _load(self, topic: Topic, roster: Roster) -> None:
+        delay = 0.05
+        while topic.references and not roster.loaded:
+            try:
+                roster.load(await self._store.members(topic.name, limit=ALL))
+            except StoreError:
+                await self._clock.sleep(delay)
+                delay = min(delay * 2, 5.0)
+
+    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, StoreError):
+            logger.error("the fan-out failed", exc_info=error)

@@ -1,0 +1,394 @@
+"""Dispatch: a client's commands to the handlers that the application declared."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from starlette_realtime.auth import AuthGuard
+from starlette_realtime.clock import Clock
+from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.errors import ConnectionClosed, NotJoined, RateLimited, Refused, StoreError, Unavailable
+from starlette_realtime.fanout import Fanout, Topic
+from starlette_realtime.messages import (
+    Answer,
+    Auth,
+    Authenticated,
+    Body,
+    Bounds,
+    Command,
+    Error,
+    Failure,
+    GetHistory,
+    GetMembers,
+    History,
+    Join,
+    JoinedRoom,
+    Leave,
+    Pong,
+    Reply,
+    Send,
+    ServerEvent,
+    SetStatus,
+    Welcome,
+)
+from starlette_realtime.payloads import Call, Handler, decoder, encode
+from starlette_realtime.ratelimit import Rate, TokenBucket
+from starlette_realtime.rooms.admission import Admission, announce
+from starlette_realtime.rooms.declaration import Events, Room
+from starlette_realtime.rooms.joining import Joining
+from starlette_realtime.rooms.member import Member, RoomView
+from starlette_realtime.rooms.publishing import DISCONNECT, KICK, Disconnect, Kick, Publishing
+from starlette_realtime.store import Store
+from starlette_realtime.tokens import Sessions
+
+__all__ = ["Rooms", "RoomsOptions"]
+
+logger = logging.getLogger("starlette_realtime.rooms")
+
+EMPTY = Raw(b"{}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoomsOptions:
+    """What applies to all rooms. Durations are seconds, sizes are bytes."""
+
+    messages: str = "20/second"
+    """How many commands a connection may send, joins aside."""
+    messages_burst: int = 40
+    """How many of them at once."""
+    joins: str = "5/second"
+    """How often a connection may join."""
+    joins_burst: int = 100
+    """How many joins at once: as many as a client has rooms, or it couldn't come back."""
+    missed: int = 512
+    """How many events one resume may bring."""
+    missed_bytes: int = 1024 * 1024
+    """How large they may be together."""
+    presence_interval: float = 0.1
+    """At most so often a room's members hear of each other."""
+    user_history: History = History()  # noqa: RUF009 - frozen
+    """What is kept of what is sent to a user."""
+    publication_bytes: int = 256 * 1024
+    """How large one published event may be: a fraction of what may wait for a client."""
+    history_page: int = 100
+    """How many events one page of history has at most."""
+
+
+class Rooms:
+    """
+    Handles what connections ask: the three methods that a transport calls, and what a connection asks of its service.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        guard: AuthGuard,
+        sessions: Sessions,
+        connection_options: ConnectionOptions,
+        options: RoomsOptions,
+    ) -> None:
+        self._clock = clock
+        self._connection_options = connection_options
+        self._options = options
+        self._message_rate = Rate.parse(options.messages)
+        self._join_rate = Rate.parse(options.joins)
+        self.on_connect: list[Handler] = []
+        self.on_disconnect: list[Handler] = []
+        self.events = Events(injectable=(Connection,), params={})
+        user_room = Room.for_users(options.user_history)
+        self.publishing = Publishing(store, user_room, max_bytes=options.publication_bytes)
+        user_room.publishing = self.publishing
+        self.fanout = Fanout(store, clock, control=self._control, presence_interval=options.presence_interval)
+        self.joining = Joining(
+            publishing=self.publishing,
+            store=store,
+            fanout=self.fanout,
+            clock=clock,
+            missed=options.missed,
+            missed_bytes=options.missed_bytes,
+        )
+        self.admission = Admission(
+            guard=guard,
+            sessions=sessions,
+            joining=self.joining,
+            publishing=self.publishing,
+            clock=clock,
+            on_connect=self.on_connect,
+        )
+        self._endings: set[asyncio.Task[None]] = set()
+
+    # --- what a transport calls -------------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection, *, heartbeat: float) -> None:
+        """A connection has begun: welcome it. `heartbeat` is what the client is told, in seconds."""
+        bounds = Bounds(connection.options.message_bytes, connection.options.rooms)
+        connection.push(Welcome(connection.id, heartbeat, bounds, "starlette_realtime"))
+        self.admission.awaits(connection)
+
+    async def handle(self, connection: Connection, command: Command) -> None:
+        """Take one command. This waits while the connection's inbox is full, and for nothing else."""
+        if isinstance(command, Pong) or connection.closed:
+            return
+        if isinstance(command, Answer):
+            connection.answered(command)
+            return
+        lanes = connection.lanes
+        if not self._spend(connection, command):
+            return
+        if isinstance(command, Auth):
+            if lanes.held >= 2 * lanes.size:
+                self._fail(connection, command, RateLimited(retry_after=1.0))
+            else:
+                lanes.barrier(lambda: self._auth(connection, command))
+            return
+        while lanes.full:
+            if connection.requests:
+                # A handler waits for this client's answer, which may be behind this very command: read on.
+                self._fail(connection, command, RateLimited("too much at once", retry_after=0.5))
+                return
+            connection.paused = True
+            try:
+                await lanes.changed()
+            finally:
+                connection.paused = False
+                connection.heard = self._clock.now()
+        lane = getattr(command, "room", None)
+        lanes.put(lane, lambda: self._work(connection, command))
+
+    def closed(self, connection: Connection) -> None:
+        """A connection has ended; what its handlers still do is bounded in time."""
+        self.joining.closed(connection)
+        self.admission.closed(connection)
+        task = asyncio.get_running_loop().create_task(self._end(connection))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    # --- what a connection asks -------------------------------------------------------------------------------------
+
+    def encode(self, value: object) -> Raw:
+        """Encode what the application sends."""
+        return encode(value)
+
+    def decode(self, raw: Raw, kind: Any) -> Any:
+        """Validate what a client answered."""
+        return decoder(kind)(raw)
+
+    async def join(self, connection: Connection, room: str, *, meta: object = None) -> None:
+        """Join a connection to a room on the server's behalf."""
+        await self.admission.join(connection, room, meta=meta)
+
+    async def leave(self, connection: Connection, room: str, *, code: str = "forbidden") -> None:
+        """Remove a connection from a room."""
+        await self.joining.leave(connection, room, code=code)
+
+    # --- for the server's code --------------------------------------------------------------------------------------
+
+    def at(self, name: str) -> RoomView:
+        """The declared room of that name; raises `UnknownRoom`."""
+        room, params = self.publishing.find(name)
+        return RoomView(self.publishing, room, name, params)
+
+    async def close(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds until every ended connection has been cleared away."""
+        try:
+            async with self._clock.timeout(timeout):
+                while self._endings:
+                    await asyncio.wait(self._endings)
+                await self.joining.close()
+                await self.fanout.close()
+        except TimeoutError:
+            logger.warning("not everything was cleared away within %.1f s", timeout)
+
+    @property
+    def gauges(self) -> Mapping[str, int]:
+        """What is held at the moment, for metrics and leak tests."""
+        return {
+            **self.joining.gauges,
+            "sessions": len(self.admission.by_session),
+            "topics": len(self.fanout.topics),
+            "endings": len(self._endings),
+        }
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    async def _work(self, connection: Connection, command: Command) -> None:
+        try:
+            self.admission.check(connection)
+            data = await self._run(connection, command)
+        except BaseException as exc:
+            self._failed(connection, command, exc)
+            return
+        if data is not None and command.id is not None:
+            connection.push(Reply(command.id, data))
+
+    async def _run(self, connection: Connection, command: Command) -> Raw | None:
+        """What to reply; None where that has been done."""
+        if isinstance(command, Send):
+            return await self._event(connection, command)
+        if isinstance(command, Join):
+            room, params = self.publishing.find(command.room)
+            await self.joining.join(
+                connection,
+                room,
+                command.room,
+                params,
+                lambda joined: _respond(command, joined),
+                since=command.since,
+                meta=command.meta,
+                status=command.status,
+            )
+            return None
+        if isinstance(command, Leave):
+            await self.joining.leave(connection, command.room)
+            return EMPTY
+        if isinstance(command, SetStatus):
+            names = [command.room] if command.room is not None else list(connection.rooms)
+            for name in names:
+                membership = self._membership(connection, name)
+                await self.joining.set_status(membership, status=command.status, meta=command.meta)
+            return EMPTY
+        if isinstance(command, GetHistory):
+            membership = self._membership(connection, command.room)
+            limit = min(command.limit or 50, self._options.history_page)
+            page = await self.publishing.history(membership.room, membership.name, before=command.before, limit=limit)
+            return Raw(msgspec.json.encode(page))
+        assert isinstance(command, GetMembers)
+        return Raw(msgspec.json.encode(await self.joining.roster(self._membership(connection, command.room))))
+
+    async def _event(self, connection: Connection, command: Send) -> Raw:
+        objects: dict[type, object] = {Connection: connection}
+        params: Mapping[str, object] = {}
+        if command.room is None:
+            bound = self.events.get(command.event)
+        else:
+            membership = self._membership(connection, command.room)
+            bound = membership.room.events.get(command.event)
+            objects[Member] = self.joining.member(membership, command.key or "")
+            params = membership.params
+        if bound is None:
+            raise Refused("unknown_event")
+        if bound.rate is not None:
+            self._take(connection, bound, bound.rate)
+        return encode(await bound.handler(Call(objects, params, command.data)))
+
+    def _membership(self, connection: Connection, name: str) -> Any:
+        membership = connection.rooms.get(name)
+        if membership is None:
+            if not name.startswith("user:"):
+                self.publishing.find(name)
+            raise NotJoined()
+        return membership
+
+    async def _auth(self, connection: Connection, command: Auth) -> None:
+        def answer(authenticated: Authenticated) -> None:
+            if command.id is not None:
+                connection.push(Reply(command.id, Raw(msgspec.json.encode(authenticated))))
+
+        try:
+            await self.admission.auth(connection, command, answer)
+        except BaseException as exc:
+            self._failed(connection, command, exc)
+            if connection.identity is None:
+                self.admission.refuse(connection, exc if isinstance(exc, Refused) else Unavailable())
+
+    def _failed(self, connection: Connection, command: Command, exc: BaseException) -> None:
+        if isinstance(exc, Refused):
+            self._fail(connection, command, exc)
+        elif isinstance(exc, StoreError):
+            logger.warning("the store failed: %s", exc)
+            self._fail(connection, command, Unavailable())
+        elif isinstance(exc, ConnectionClosed):
+            pass
+        elif isinstance(exc, Exception):
+            logger.error("a handler failed", exc_info=exc)
+            self._fail(connection, command, Refused("internal"))
+        else:
+            raise exc
+
+    def _fail(self, connection: Connection, command: Command, refusal: Refused) -> None:
+        code, message, retry_after, fields = refusal.code, refusal.message, refusal.retry_after, refusal.fields
+        event: ServerEvent
+        if command.id is not None:
+            event = Reply(command.id, error=Failure(code, message, retry_after, fields))
+        else:
+            event = Error(code, message, retry_after, fields)
+        connection.push(event)
+
+    # --- limits -----------------------------------------------------------------------------------------------------
+
+    def _spend(self, connection: Connection, command: Command) -> bool:
+        """Count a command; over the limit it is refused, and who goes on regardless is closed."""
+        options = self._options
+        if isinstance(command, Join):
+            wait = self._bucket(connection, "joins", self._join_rate, options.joins_burst).take()
+        else:
+            wait = self._bucket(connection, "messages", self._message_rate, options.messages_burst).take()
+        if not wait:
+            return True
+        if self._bucket(connection, "refused", self._message_rate, options.messages_burst).take():
+            connection.close(4429, retry_after=wait)
+        else:
+            self._fail(connection, command, RateLimited(retry_after=wait))
+        return False
+
+    def _take(self, connection: Connection, key: object, rate: Rate) -> None:
+        wait = self._bucket(connection, key, rate, None).take()
+        if wait:
+            raise RateLimited(retry_after=wait)
+
+    def _bucket(self, connection: Connection, key: object, rate: Rate, burst: int | None) -> TokenBucket:
+        bucket = connection.buckets.get(key)
+        if bucket is None:
+            bucket = connection.buckets[key] = TokenBucket(rate, burst, self._clock)
+        found: TokenBucket = bucket
+        return found
+
+    # --- the end of a connection ------------------------------------------------------------------------------------
+
+    async def _end(self, connection: Connection) -> None:
+        lanes = connection.lanes
+        try:
+            async with self._clock.timeout(connection.options.handler_grace):
+                await lanes.ended()
+        except TimeoutError:
+            lanes.cancel()
+            await lanes.ended()
+        if connection.identity is None:
+            return
+        for handler in self.on_disconnect:
+            try:
+                async with self._clock.timeout(connection.options.handler_grace):
+                    await handler(Call({Connection: connection}))
+            except Exception:
+                logger.exception("an on_disconnect handler failed")
+
+    # --- the kit's own publications ---------------------------------------------------------------------------------
+
+    def _control(self, topic: Topic, body: Body) -> None:
+        try:
+            if body.event == KICK:
+                kick = msgspec.json.decode(body.data, type=Kick)
+                for member in list(topic.members.values()):
+                    if member.id == kick.connection or (kick.user is not None and member.user == kick.user):
+                        self.joining.remove(member, topic.name, code=kick.code)
+            elif body.event == DISCONNECT:
+                disconnect = msgspec.json.decode(body.data, type=Disconnect)
+                for member in list(topic.members.values()):
+                    member.close(disconnect.code, error=disconnect.error)
+        except msgspec.DecodeError:
+            logger.error("a publication of the kit's own could not be read")
+
+
+def _respond(command: Join, joined: JoinedRoom) -> ServerEvent:
+    if command.id is None:
+        return announce(command.room, joined)
+    return Reply(command.id, Raw(msgspec.json.encode(joined)))
+
+

@@ -1,0 +1,507 @@
+"""Joining and leaving: each step is rolled back when a later one fails, and nothing is owed when a connection ends."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from starlette_realtime.clock import Clock, Timer
+from starlette_realtime.connection import Connection, size_of
+from starlette_realtime.errors import (
+    ConnectionClosed,
+    Forbidden,
+    NotJoined,
+    Refused,
+    StoreError,
+    Unauthenticated,
+    Unavailable,
+)
+from starlette_realtime.fanout import Fanout, Topic, read_body, to_event
+from starlette_realtime.messages import (
+    Entry,
+    Event,
+    Gap,
+    JoinedRoom,
+    Left,
+    MemberInfo,
+    Members,
+    Position,
+    Presence,
+    Publication,
+    Roster,
+    ServerEvent,
+    Status,
+)
+from starlette_realtime.payloads import Call, Handler
+from starlette_realtime.presence import Change
+from starlette_realtime.replay import Replay
+from starlette_realtime.rooms.declaration import Room
+from starlette_realtime.rooms.member import Member, Membership
+from starlette_realtime.rooms.publishing import Publishing
+from starlette_realtime.store import Store
+
+logger = logging.getLogger("starlette_realtime.rooms")
+
+Respond = Callable[[JoinedRoom], ServerEvent]
+
+SAMPLE = 20
+"""How many members are told of a room that has more than it shows."""
+
+_READS = 8
+"""How often a join reads the history again when publications overtake it."""
+
+
+class _Linger(Struct, eq=False):
+    membership: Membership
+    timer: Timer
+
+
+class Joining:
+    """
+    The memberships of this process's connections.
+
+    `missed` and `missed_bytes` bound what one resume may bring.
+    """
+
+    def __init__(
+        self,
+        *,
+        publishing: Publishing,
+        store: Store,
+        fanout: Fanout,
+        clock: Clock,
+        missed: int = 512,
+        missed_bytes: int = 1024 * 1024,
+    ) -> None:
+        self._publishing = publishing
+        self._store = store
+        self._fanout = fanout
+        self._clock = clock
+        self._missed = missed
+        self._missed_bytes = missed_bytes
+        self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
+        self._reserved: dict[str, int] = {}
+        self._lingering: dict[tuple[str, str], _Linger] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def gauges(self) -> Mapping[str, int]:
+        """What is held at the moment, for metrics and leak tests."""
+        return {
+            "locks": len(self._locks),
+            "reserved": len(self._reserved),
+            "lingering": len(self._lingering),
+            "tasks": len(self._tasks),
+        }
+
+    # --- joining ----------------------------------------------------------------------------------------------------
+
+    async def join(
+        self,
+        connection: Connection,
+        room: Room,
+        name: str,
+        params: Mapping[str, str | int],
+        respond: Respond,
+        *,
+        since: Position | None = None,
+        meta: Raw | None = None,
+        status: Status = "online",
+        by_server: bool = False,
+    ) -> None:
+        """
+        Join, and answer with what `respond` makes of it before anything else from the room.
+
+        Joining again tells where the room is, and changes `meta` and `status`. Raises `Refused` and `ConnectionClosed`;
+        nothing is left behind then.
+        """
+        async with self._alone(connection, name):
+            existing: Membership | None = connection.rooms.get(name)
+            if existing is not None:
+                await self._again(existing, respond, meta, status)
+                return
+            entry = Entry(
+                connection.id,
+                connection.who,
+                connection.user if room.show_users else None,
+                status,
+                meta,
+                int(self._clock.time() * 1000),
+            )
+            membership = Membership(connection, room, name, params, entry, by_server)
+            with _Reservation(self._reserved, connection, by_server):
+                if not by_server:
+                    await self.authorize(membership)
+                arrived = await self._enter(membership, since, respond)
+        if arrived:
+            await self._call(room.arrivals, membership)
+
+    async def authorize(self, membership: Membership) -> None:
+        """Ask whether the connection may be in the room; raises `Refused`."""
+        room, connection = membership.room, membership.connection
+        if connection.user is None and not room.public:
+            raise Unauthenticated("this room is for signed-in users")
+        if room.authorizer is not None and await room.authorizer(self._call_for(membership)) is not True:
+            raise Forbidden()
+
+    async def _enter(self, membership: Membership, since: Position | None, respond: Respond) -> bool:
+        connection, room, name = membership.connection, membership.room, membership.name
+        try:
+            topic = await self._fanout.attach(name, self._show(room) if room.presence else None)
+        except StoreError as exc:
+            raise Unavailable() from exc
+        membership.topic = topic
+        entered = False
+        arrived: Sequence[Entry] = ()
+        try:
+            replay = None
+            if room.history is not None:
+                replay = Replay(since)
+                topic.buffer(connection, replay)
+            if room.tracked:
+                entered = True
+                arrived = await self._store.enter(name, (membership.entry,))
+                await self._replace(membership)
+            async with connection.recovering if since is not None else _nothing():
+                written = await self._finish(membership, replay, since, respond)
+                if written is not None and since is not None:
+                    await written
+        except BaseException as exc:
+            if membership.live:
+                raise
+            topic.remove(connection)
+            self._fanout.detach(topic)
+            if entered:
+                self._spawn(self._undo(membership, told=not arrived))
+            if isinstance(exc, StoreError):
+                raise Unavailable() from exc
+            raise
+        return bool(arrived)
+
+    async def _undo(self, membership: Membership, *, told: bool) -> None:
+        # Others have seen it come: so it comes and goes for the handlers, too.
+        if not told:
+            await self._call(membership.room.arrivals, membership)
+        await self._depart(membership)
+
+    async def _finish(
+        self, membership: Membership, replay: Replay | None, since: Position | None, respond: Respond
+    ) -> "asyncio.Future[None] | None":
+        connection, room, topic = membership.connection, membership.room, membership.topic
+        assert topic is not None
+        snapshot = await self._snapshot(membership) if room.presence else None
+        deliveries = await self._read(membership.name, replay) if replay is not None else []
+        # From here to the queued answer nothing awaits, so that nothing can come in between.
+        if connection.closed:
+            raise ConnectionClosed(connection.close_code or 1006, connection.close_reason)
+        reason, publications = self._judge(deliveries)
+        if replay is None and since is not None:
+            reason = "ephemeral"
+        events = self._events(membership, publications)
+        joined = JoinedRoom(
+            recovered=since is not None and not reason,
+            events=events,
+            position=replay.position if replay is not None else None,
+            reason=reason or None,
+            members=snapshot,
+        )
+        frames = connection.protocol.send(respond(joined))
+        connection.rooms[membership.name] = membership
+        membership.live = True
+        membership.position = joined.position
+        topic.live(connection, joined.position, self._store.position(membership.name))
+        if not events:
+            connection.put(frames, size_of(frames))
+            return None
+        # A recovery doesn't count against the outbox, but there is only one at a time.
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection.outbox.put_unbounded(frames, written)
+        return written
+
+    async def _read(self, name: str, replay: Replay) -> list[Publication | Gap]:
+        deliveries: list[Publication | Gap] = []
+        for _ in range(_READS):
+            recovery = await self._store.read(name, since=replay.position, limit=self._missed)
+            deliveries += replay.recovered(recovery)
+            if not replay.needs_read:
+                return deliveries
+        raise Unavailable("the room is too busy to join")
+
+    def _judge(self, deliveries: list[Publication | Gap]) -> tuple[str, list[Publication]]:
+        """Why this is no recovery ("" if it is one), and what to deliver all the same: what came after the gap."""
+        reason = ""
+        publications: list[Publication] = []
+        for delivery in deliveries:
+            if isinstance(delivery, Gap):
+                reason = delivery.reason or "lost"
+                publications.clear()
+            else:
+                publications.append(delivery)
+        if len(publications) > self._missed or sum(len(each.data) for each in publications) > self._missed_bytes:
+            return "too_much", []
+        return reason, publications
+
+    def _events(self, membership: Membership, publications: list[Publication]) -> list[Event]:
+        events = []
+        for publication in publications:
+            try:
+                body = read_body(publication)
+            except msgspec.DecodeError:
+                logger.error("a publication that no room made was left out")
+                continue
+            if body.exclude != membership.connection.session or body.exclude is None:
+                events.append(to_event(publication, body, membership.name))
+        return events
+
+    async def _again(self, membership: Membership, respond: Respond, meta: Raw | None, status: Status) -> None:
+        connection, room = membership.connection, membership.room
+        if meta is not None or status != membership.entry.status:
+            await self.set_status(membership, status=status, meta=meta if meta is not None else UNSET)
+        snapshot = await self._snapshot(membership) if room.presence else None
+        # Everything up to the process's own position is queued for this connection already.
+        position, here = membership.position, membership.topic.position if membership.topic else None
+        if position is not None and here is not None and (here.epoch != position.epoch or here.offset > position.offset):
+            position = here
+        if connection.closed or membership.name not in connection.rooms:
+            raise NotJoined()
+        connection.push(respond(JoinedRoom(recovered=True, events=(), position=position, members=snapshot)))
+
+    # --- leaving ----------------------------------------------------------------------------------------------------
+
+    async def leave(self, connection: Connection, name: str, *, code: str | None = None) -> None:
+        """Leave; with a `code`, the client is told that the server removed it. Raises `NotJoined`."""
+        async with self._alone(connection, name):
+            membership = connection.rooms.pop(name, None)
+            if membership is None:
+                raise NotJoined()
+            membership.topic.remove(connection)
+            if code is not None:
+                connection.push(Left(name, code))
+            self._fanout.detach(membership.topic)
+            if membership.room.tracked:
+                await self._depart(membership)
+
+    def remove(self, connection: Connection, name: str, *, code: str) -> None:
+        """Remove the connection from the room at once, whatever else is under way."""
+        membership: Membership | None = connection.rooms.get(name)
+        if membership is not None and membership.topic is not None:
+            membership.topic.remove(connection)
+            self._spawn(self._removed(connection, name, code))
+
+    async def _removed(self, connection: Connection, name: str, code: str) -> None:
+        try:
+            await self.leave(connection, name, code=code)
+        except NotJoined:
+            pass
+
+    def closed(self, connection: Connection) -> None:
+        """The connection has ended: leave all rooms, after a linger where the end was not clean."""
+        for membership in list(connection.rooms.values()):
+            membership.topic.remove(connection)
+            self._fanout.detach(membership.topic)
+            if membership.room.tracked:
+                self._release(membership)
+        connection.rooms.clear()
+
+    def _release(self, membership: Membership) -> None:
+        linger = 0.0 if membership.connection.clean else membership.room.linger
+        if not linger:
+            self._spawn(self._depart(membership))
+            return
+        key = (membership.name, membership.connection.session)
+        before = self._lingering.pop(key, None)
+        if before is not None:
+            before.timer.cancel()
+            self._spawn(self._depart(before.membership))
+        timer = self._clock.call_later(linger, self._lingered, key)
+        self._lingering[key] = _Linger(membership, timer)
+
+    def _lingered(self, key: tuple[str, str]) -> None:
+        self._spawn(self._depart(self._lingering.pop(key).membership))
+
+    async def _replace(self, membership: Membership) -> None:
+        """The session is back: what lingered for it goes, and nobody hears that it was away."""
+        before = self._lingering.pop((membership.name, membership.connection.session), None)
+        if before is not None:
+            before.timer.cancel()
+            await self._depart(before.membership)
+
+    async def _depart(self, membership: Membership) -> None:
+        """Leave presence. The store may be away: a member that has gone must not stay as a ghost, so try until it is back."""
+        delay = 0.1
+        while True:
+            try:
+                gone = await self._store.leave(membership.name, (membership.entry.connection,))
+                break
+            except StoreError as exc:
+                logger.warning("a leave is tried again in %.1f s: %s", delay, exc)
+                await self._clock.sleep(delay)
+                delay = min(delay * 2, 5.0)
+        if gone:
+            await self._call(membership.room.departures, membership)
+
+    # --- presence ---------------------------------------------------------------------------------------------------
+
+    async def set_status(
+        self, membership: Membership, *, status: Status | None, meta: Raw | UnsetType | None = UNSET
+    ) -> None:
+        """Change the presence record."""
+        entry = membership.entry
+        entry = msgspec.structs.replace(
+            entry,
+            status=status if status is not None else entry.status,
+            meta=entry.meta if isinstance(meta, UnsetType) else meta,
+        )
+        membership.entry = entry
+        if membership.room.tracked:
+            try:
+                await self._store.enter(membership.name, (entry,))
+            except StoreError as exc:
+                raise Unavailable() from exc
+
+    async def roster(self, membership: Membership) -> Roster:
+        """The members as clients see them; raises `Forbidden` where the room doesn't show them."""
+        if not membership.room.presence:
+            raise Forbidden("this room doesn't show its members")
+        return await self._snapshot(membership)
+
+    async def _snapshot(self, membership: Membership) -> Roster:
+        topic, shown = membership.topic, membership.room.shown
+        assert topic is not None
+        roster = topic.roster
+        if roster is not None and roster.loaded and membership.connection.id in roster and not topic.stale:
+            total = len(roster)
+            entries = roster.entries(shown if total <= shown else min(SAMPLE, shown))
+            return Roster(roster.seq, total, [_info(entry) for entry in entries])
+        try:
+            members: Members = await self._store.members(membership.name, limit=shown)
+        except StoreError as exc:
+            raise Unavailable() from exc
+        entries = members.entries if members.total <= shown else members.entries[:SAMPLE]
+        return Roster(members.seq, members.total, [_info(entry) for entry in entries])
+
+    def _show(self, room: Room) -> Callable[[Topic, Change], ServerEvent]:
+        def show(topic: Topic, change: Change) -> ServerEvent:
+            assert topic.roster is not None
+            total = len(topic.roster)
+            if total > room.shown:
+                sample = [_info(entry) for entry in topic.roster.entries(min(SAMPLE, room.shown))]
+                return Presence(topic.name, change.seq, total=total, sample=sample)
+            return Presence(
+                topic.name,
+                change.seq,
+                change.prev,
+                [_info(entry) for entry in change.joined],
+                [_info(entry) for entry in change.updated],
+                change.left,
+                total,
+            )
+
+        return show
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Let nobody linger, and wait until nothing is owed."""
+        for key, linger in list(self._lingering.items()):
+            linger.timer.cancel()
+            self._lingered(key)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def member(self, membership: Membership, key: str = "") -> Member:
+        """What a handler gets."""
+        return Member(self._publishing, membership, key)
+
+    def _call_for(self, membership: Membership) -> Call:
+        objects = {Member: self.member(membership), Connection: membership.connection}
+        return Call(objects, membership.params)
+
+    async def _call(self, handlers: list[Handler], membership: Membership) -> None:
+        for handler in handlers:
+            try:
+                await handler(self._call_for(membership))
+            except Exception:
+                logger.exception("a handler of %s failed", membership.room.template)
+
+    def _alone(self, connection: Connection, name: str) -> AbstractAsyncContextManager[None]:
+        return _Lock(self._locks, (connection.id, name))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("leaving a room failed", exc_info=error)
+
+
+class _Lock(AbstractAsyncContextManager[None]):
+    """A lock by key, that is there only while somebody holds or wants it."""
+
+    def __init__(self, locks: dict[tuple[str, str], tuple[asyncio.Lock, int]], key: tuple[str, str]) -> None:
+        self._locks = locks
+        self._key = key
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._key, (asyncio.Lock(), 0))
+        self._locks[self._key] = (lock, users + 1)
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._forget()
+            raise
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._locks[self._key][0].release()
+        self._forget()
+
+    def _forget(self) -> None:
+        lock, users = self._locks[self._key]
+        if users > 1:
+            self._locks[self._key] = (lock, users - 1)
+        else:
+            del self._locks[self._key]
+
+
+class _Reservation:
+    """A place among the rooms that a client may be in, held while a join is under way."""
+
+    def __init__(self, reserved: dict[str, int], connection: Connection, by_server: bool) -> None:
+        self._reserved = reserved
+        self._connection = connection
+        self._free = by_server
+
+    def __enter__(self) -> None:
+        if self._free:
+            return
+        connection = self._connection
+        pending = self._reserved.get(connection.id, 0)
+        joined = sum(not membership.by_server for membership in connection.rooms.values())
+        if joined + pending >= connection.options.rooms:
+            raise Refused("too_many_rooms")
+        self._reserved[connection.id] = pending + 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._free:
+            return
+        pending = self._reserved[self._connection.id] - 1
+        if pending:
+            self._reserved[self._connection.id] = pending
+        else:
+            del self._reserved[self._connection.id]
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[None]:
+    yield
+
+
+def _info(entry: Entry) -> MemberInfo:
+    return MemberInfo(entry.connection, entry.user, entry.status, entry.meta, entry.since)

@@ -1,0 +1,187 @@
+"""Members: a room as the server's code sees it, and one connection's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, overload
+
+from msgspec import Raw, Struct
+
+from starlette_realtime.connection import Connection
+from starlette_realtime.errors import ConnectionClosed
+from starlette_realtime.fanout import Topic
+from starlette_realtime.messages import Entry, Event, Events, Identity, Members, Position, Sender
+from starlette_realtime.patterns import encode_user
+from starlette_realtime.rooms.declaration import Room, check_event
+from starlette_realtime.rooms.publishing import Kick, Publishing
+
+T = TypeVar("T")
+
+
+class Membership(Struct, eq=False):
+    """One connection in one room: what is kept while it lasts."""
+
+    connection: Connection
+    room: Room
+    name: str
+    params: Mapping[str, str | int]
+    entry: Entry
+    by_server: bool
+    topic: Topic | None = None
+    position: Position | None = None
+    live: bool = False
+
+
+class RoomView:
+    """One room by its name: publish to it, look into it, remove somebody. `params` are the pattern's parameters."""
+
+    __slots__ = ("_publishing", "definition", "params", "room")
+
+    def __init__(self, publishing: Publishing, room: Room, name: str, params: Mapping[str, str | int]) -> None:
+        self._publishing = publishing
+        self.definition = room
+        self.room = name
+        self.params = params
+
+    async def broadcast(self, event: str, data: object = None) -> Position:
+        """
+        Publish a kept event to all members: sequenced, stored, recovered after a gap.
+
+        Raises `Unavailable` when the store is away, `Refused` (`too_large`), and `ConfigurationError` in an
+        ephemeral room.
+        """
+        return await self._publishing.publish(self.definition, self.room, event, data)
+
+    async def broadcast_volatile(self, event: str, data: object = None) -> None:
+        """Send an event to the members who are there: never stored, and not to those who lag behind."""
+        await self._publishing.publish_volatile(self.room, event, data)
+
+    async def send_to(self, connection: str, event: str, data: object = None) -> None:
+        """Send an event to one member, by the public id of its connection; nothing happens where it is gone."""
+        await self._publishing.publish_volatile(self.room, event, data, only=connection)
+
+    async def kick(self, *, user: str | None = None, connection: str | None = None, code: str = "forbidden") -> None:
+        """Remove a user, or one connection, from the room; the client hears `left` with `code`, and may join again."""
+        if (user is None) == (connection is None):
+            raise TypeError("kick takes either a user or a connection")
+        await self._publishing.kick(self.room, Kick(code, user, connection))
+
+    async def history(self, *, before: Position | None = None, limit: int = 50) -> Events:
+        """At most `limit` kept events before a position, oldest first."""
+        return await self._publishing.history(self.definition, self.room, before=before, limit=limit)
+
+    async def members(self, *, limit: int = 200) -> Members:
+        """Who is in the room, where it has `presence`, `on_join` or `on_leave`: at most `limit` entries, and the total."""
+        return await self._publishing.members(self.room, limit=limit)
+
+
+class Member(RoomView):
+    """
+    One connection in one room, for the time of one event.
+
+    `key` is the client's idempotency key: what the handler publishes is published once, however often the client
+    repeats the event with that key; use it for other side effects. In `on_leave` the connection is gone.
+    """
+
+    __slots__ = ("_connection", "_n", "entry", "identity", "key")
+
+    def __init__(self, publishing: Publishing, membership: Membership, key: str = "") -> None:
+        super().__init__(publishing, membership.room, membership.name, membership.params)
+        self._connection = membership.connection
+        self._n = 0
+        self.entry = membership.entry
+        self.key = key
+        self.identity: Identity = membership.connection.identity or Identity(membership.entry.user)
+
+    def __repr__(self) -> str:
+        return f"<Member {self.entry.connection} of {self.definition.template}>"
+
+    @property
+    def user(self) -> str | None:
+        """The authenticated user; None for an anonymous member of a public room."""
+        return self.identity.user
+
+    @property
+    def connection(self) -> Connection:
+        """The connection."""
+        return self._connection
+
+    async def broadcast(self, event: str, data: object = None, *, others_only: bool = False) -> Position:
+        """
+        Publish a kept event to all members, or to the others only: sequenced, stored, recovered after a gap.
+
+        Raises `Unavailable` when the store is away, `Refused` (`too_large`), and `ConfigurationError` in an
+        ephemeral room.
+        """
+        return await self._publishing.publish(
+            self.definition,
+            self.room,
+            event,
+            data,
+            sender=self._sender(),
+            exclude=self._connection.session if others_only else None,
+            producer=self._connection.who,
+            key=self.key,
+            n=self._next(),
+        )
+
+    async def broadcast_volatile(self, event: str, data: object = None, *, others_only: bool = False) -> None:
+        """Send an event to the members who are there, or to the others: never stored, and not to those who lag behind."""
+        exclude = self._connection.session if others_only else None
+        await self._publishing.publish_volatile(self.room, event, data, sender=self._sender(), exclude=exclude)
+
+    async def send_to(self, connection: str, event: str, data: object = None) -> None:
+        """Send an event to one member, by the public id of its connection; nothing happens where it is gone."""
+        await self._publishing.publish_volatile(self.room, event, data, sender=self._sender(), only=connection)
+
+    async def send_to_user(self, user: str, event: str, data: object = None) -> Position:
+        """Publish a kept event to all of a user's connections, wherever they are; who is away gets it on coming back."""
+        return await self._publishing.publish(
+            self._publishing.user_room,
+            encode_user(user),
+            event,
+            data,
+            sender=self._sender(),
+            producer=self._connection.who,
+            key=self.key,
+            n=self._next(),
+        )
+
+    async def send(self, event: str, data: object = None) -> None:
+        """Send an event to this member alone: no position, no history. Nothing happens when the connection has ended."""
+        self._connection.push(Event(check_event(event), self._encode(data), self.room))
+
+    @overload
+    async def request(self, event: str, data: object = None, *, timeout: float | None = None) -> Any: ...
+
+    @overload
+    async def request(
+        self, event: str, data: object = None, *, returns: type[T], timeout: float | None = None
+    ) -> T: ...
+
+    async def request(
+        self, event: str, data: object = None, *, returns: Any = Any, timeout: float | None = None
+    ) -> Any:
+        """
+        Ask this member's client and wait for its answer, at most `timeout` seconds (10 by default).
+
+        The answer is validated as `returns`. Raises what `Connection.request` raises.
+        """
+        check_event(event)
+        return await self.connection.ask(event, data, room=self.room, returns=returns, timeout=timeout)
+
+    async def leave(self, *, code: str = "forbidden") -> None:
+        """Remove this member from the room; the client hears `left` with `code`."""
+        if self._connection.closed:
+            raise ConnectionClosed(self._connection.close_code or 1006, self._connection.close_reason)
+        await self._connection.leave(self.room, code=code)
+
+    def _encode(self, data: object) -> Raw:
+        return self._connection.encode(data)
+
+    def _sender(self) -> Sender:
+        return Sender(self.entry.connection, self.user if self.definition.show_users else None)
+
+    def _next(self) -> int:
+        n, self._n = self._n, self._n + 1
+        return n

@@ -1,0 +1,135 @@
+"""Publishing: from an application's value to the store, by the rooms' own definitions."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from starlette_realtime.errors import ConfigurationError, Forbidden, Refused, StoreError, Unavailable, UnknownRoom
+from starlette_realtime.fanout import read_body, to_event, write_body
+from starlette_realtime.messages import Body, Event, Events, Members, Position, Sender
+from starlette_realtime.patterns import Patterns, encode_user
+from starlette_realtime.payloads import encode
+from starlette_realtime.rooms.declaration import Room, check_event
+from starlette_realtime.store import Store
+
+KICK = "rt:kick"
+DISCONNECT = "rt:disconnect"
+
+
+class Kick(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Asks every process to remove members from a room."""
+
+    code: str
+    user: str | None = None
+    connection: str | None = None
+
+
+class Disconnect(msgspec.Struct, frozen=True):
+    """Asks every process to close a user's connections."""
+
+    code: int
+    error: str
+
+
+class Publishing:
+    """Publishes to the rooms that are declared. `max_bytes` bounds one publication."""
+
+    def __init__(self, store: Store, user_room: Room, *, max_bytes: int) -> None:
+        self.store = store
+        self.user_room = user_room
+        self.rooms: Patterns[Room] = Patterns()
+        self.max_bytes = max_bytes
+
+    def add(self, room: Room) -> None:
+        """Declare a room."""
+        if room.publishing is not None:
+            raise ConfigurationError(f"{room!r} was added already")
+        assert room.pattern is not None
+        self.rooms.add(room.pattern, room)
+        room.publishing = self
+
+    def find(self, name: str) -> tuple[Room, Mapping[str, str | int]]:
+        """The declared room that `name` belongs to, and its parameters; raises `UnknownRoom`, or `Forbidden`."""
+        if name.startswith("user:"):
+            raise Forbidden("user rooms are joined by the server")
+        found = self.rooms.match(name)
+        if found is None:
+            raise UnknownRoom()
+        return found
+
+    async def publish(
+        self,
+        room: Room,
+        name: str,
+        event: str,
+        data: object,
+        *,
+        sender: Sender | None = None,
+        exclude: str | None = None,
+        producer: str = "",
+        key: str = "",
+        n: int = 0,
+    ) -> Position:
+        """Publish a kept event; raises `Unavailable`, or `Refused` (`too_large`)."""
+        if room.history is None:
+            raise ConfigurationError(f"{room!r} keeps no history: use broadcast_volatile there")
+        body = self._body(event, data, sender, exclude, None)
+        try:
+            return await self.store.publish(name, body, history=room.history, producer=producer, key=key, n=n)
+        except StoreError as exc:
+            raise Unavailable() from exc
+
+    async def publish_volatile(
+        self,
+        name: str,
+        event: str,
+        data: object,
+        *,
+        sender: Sender | None = None,
+        exclude: str | None = None,
+        only: str | None = None,
+    ) -> None:
+        """Publish an event that is not kept; raises `Unavailable`, or `Refused` (`too_large`)."""
+        await self._volatile(name, self._body(event, data, sender, exclude, only))
+
+    async def kick(self, name: str, kick: Kick) -> None:
+        """Remove members from a room, on every process."""
+        await self._volatile(name, write_body(Body(KICK, encode(kick))))
+
+    async def disconnect(self, user: str, disconnect: Disconnect) -> None:
+        """Close a user's connections, on every process."""
+        await self._volatile(encode_user(user), write_body(Body(DISCONNECT, encode(disconnect))))
+
+    async def history(self, room: Room, name: str, *, before: Position | None, limit: int) -> Events:
+        """A page of what the room keeps, oldest first; raises `Unavailable`."""
+        if room.history is None:
+            return Events((), more=False, truncated=False)
+        try:
+            page = await self.store.page(name, before=before, limit=limit)
+        except StoreError as exc:
+            raise Unavailable() from exc
+        events: list[Event] = []
+        for publication in page.publications:
+            body = read_body(publication)
+            if not body.event.startswith("rt:"):
+                events.append(to_event(publication, body, name))
+        return Events(events, page.more, page.truncated)
+
+    async def members(self, name: str, *, limit: int) -> Members:
+        """Who is in the room; raises `Unavailable`."""
+        try:
+            return await self.store.members(name, limit=limit)
+        except StoreError as exc:
+            raise Unavailable() from exc
+
+    async def _volatile(self, name: str, body: bytes) -> None:
+        try:
+            await self.store.publish_volatile(name, body)
+        except StoreError as exc:
+            raise Unavailable() from exc
+
+    def _body(self, event: str, data: object, sender: Sender | None, exclude: str | None, only: str | None) -> bytes:
+        body = write_body(Body(check_event(event), encode(data), sender, exclude, only))
+        if len(body) > self.max_bytes:
+            raise Refused("too_large", f"an event may have {self.max_bytes} bytes")
+        return body

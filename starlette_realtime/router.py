@@ -1,0 +1,181 @@
+"""RoomRouter: from a path to a transport and a wire protocol; it holds the connections and their heartbeats."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+
+from starlette_realtime.asgi import deny
+from starlette_realtime.auth import AuthGuard
+from starlette_realtime.clock import Clock
+from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.errors import Unauthenticated
+from starlette_realtime.messages import Command, Ping
+from starlette_realtime.protocols import NativeProtocol
+from starlette_realtime.rooms import Rooms
+from starlette_realtime.transports import serve_websocket
+from starlette_realtime.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["RoomRouter"]
+
+
+class RoomRouter:
+    """
+    Serves `/ws` and the browser client below where it is mounted, and passes everything else on to `app`.
+
+    `max_connections` bounds the connections of this process.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | None = None,
+        *,
+        rooms: Rooms,
+        guard: AuthGuard,
+        clock: Clock,
+        options: ConnectionOptions,
+        max_connections: int = 10_000,
+    ) -> None:
+        self.app = app
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._empty = asyncio.Event()
+        self._rooms = rooms
+        self._guard = guard
+        self._clock = clock
+        self._options = options
+        self._max_connections = max_connections
+        self._scripts = _read_scripts()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or WebSocket."""
+        path = _path(scope)
+        if scope["type"] == "websocket" and path == "/ws":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http" and path[1:] in self._scripts:
+            await self._script(path[1:], scope, send)
+        elif self.app is not None:
+            await self.app(scope, receive, send)
+        elif scope["type"] in ("http", "websocket"):
+            await deny(scope, receive, send, status=404, code=4403, reason="not_found")
+
+    # --- the handler that a transport calls -------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        """Welcome a connection, and listen for its heart."""
+        self.connections.add(connection)
+        beats = self._beats(connection)
+        self._rooms.opened(connection, heartbeat=self._options.heartbeat if beats else 0.0)
+        if beats:
+            connection.set_timer("heartbeat", self._options.heartbeat, self._beat, connection)
+
+    async def handle(self, connection: Connection, command: Command) -> None:
+        """Pass a command on."""
+        await self._rooms.handle(connection, command)
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        self._rooms.closed(connection)
+        if not self.connections:
+            self._empty.set()
+
+    async def drained(self, timeout: float) -> None:
+        """Wait until all connections have ended; those that take over `timeout` seconds are dropped."""
+        try:
+            async with self._clock.timeout(timeout):
+                while self.connections:
+                    self._empty.clear()
+                    await self._empty.wait()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort()
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def _beats(self, connection: Connection) -> bool:
+        # Who asked for no subprotocol may be a person at a terminal: the server's WebSocket pings watch over it.
+        return bool(connection.scope.get("subprotocols"))
+
+    def _beat(self, connection: Connection) -> None:
+        """Ping who was silent for a heartbeat; close who stays silent after that."""
+        options, now = self._options, self._clock.now()
+        if connection.paused:
+            connection.heard = now
+        silent = now - connection.heard
+        if silent >= options.heartbeat + options.grace:
+            connection.close(4408)
+            return
+        if silent >= options.heartbeat:
+            if connection.pinged <= connection.heard:
+                connection.pinged = now
+                connection.push(Ping())
+            wait = options.heartbeat + options.grace - silent
+        else:
+            wait = options.heartbeat - silent
+        connection.set_timer("heartbeat", wait, self._beat, connection)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._guard.origins.check(scope):
+            await deny(scope, receive, send, status=403, code=4403)
+            return
+        if self.draining or len(self.connections) >= self._max_connections:
+            code = 1012 if self.draining else 1013
+            await deny(scope, receive, send, status=503, code=code, retry_after=5.0)
+            return
+        try:
+            identity = await self._guard.handshake(scope)
+        except Unauthenticated as exc:
+            await deny(scope, receive, send, status=401, code=4401, reason=exc.code)
+            return
+        if (await receive())["type"] != "websocket.connect":
+            return
+        connection = Connection(
+            protocol=NativeProtocol(max_size=self._options.message_bytes),
+            scope=scope,
+            service=self._rooms,
+            clock=self._clock,
+            options=self._options,
+            identity=identity,
+        )
+        offered = NativeProtocol.subprotocol in scope.get("subprotocols", ())
+        subprotocol = NativeProtocol.subprotocol if offered else None
+        await serve_websocket(connection, self, receive, send, subprotocol=subprotocol)
+
+    async def _script(self, name: str, scope: Scope, send: Send) -> None:
+        body, etag = self._scripts[name]
+        headers = [
+            (b"content-type", b"text/javascript; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"etag", etag),
+            (b"x-content-type-options", b"nosniff"),
+            # Public code, and pages of other allowed origins import it.
+            (b"access-control-allow-origin", b"*"),
+            (b"cross-origin-resource-policy", b"cross-origin"),
+        ]
+        if scope["method"] not in ("GET", "HEAD"):
+            start, body = {"status": 405, "headers": [(b"allow", b"GET, HEAD"), (b"content-length", b"0")]}, b""
+        elif (b"if-none-match", etag) in scope["headers"]:
+            start, body = {"status": 304, "headers": headers}, b""
+        else:
+            start = {"status": 200, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _path(scope: Scope) -> str:
+    """The path below where the application is mounted (ASGI: `path` includes `root_path`)."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
+        return path[len(root) :]
+    return path
+
+
+def _read_scripts() -> Mapping[str, tuple[bytes, bytes]]:
+    scripts = {}
+    for file in files("starlette_realtime").joinpath("browser").iterdir():
+        if file.name.endswith(".js"):
+            body = file.read_bytes()
+            scripts[file.name] = (body, b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode())
+    return scripts

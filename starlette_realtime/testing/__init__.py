@@ -1,0 +1,19 @@
+"""Tools for tests: a clock that is moved by hand, and the contract that every store keeps."""
+
+from typing import TYPE_CHECKING
+
+from starlette_realtime.testing.clock import FakeClock, settle
+
+if TYPE_CHECKING:
+    from starlette_realtime.testing.contract import StoreContract
+
+__all__ = ["FakeClock", "StoreContract", "settle"]
+
+
+def __getattr__(name: str) -> object:
+    # The contract imports pytest, which an application has no need of.
+    if name == "StoreContract":
+        from starlette_realtime.testing.contract import StoreContract
+
+        return StoreContract
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,325 @@
+/** Close codes, backoff, draining, several addresses, and the end. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { CLOSE_CODES } from "../../starlette_realtime/browser/codes.js";
+import { heard, joined, outcome, settled, start } from "./support/fakes.mjs";
+
+for (const { code, name, reconnect } of Object.values(CLOSE_CODES)) {
+  test(`close ${code} (${name}): reconnect ${reconnect}`, () => {
+    const { client, socket, states } = start();
+    socket.accept();
+    socket.drop(code, name);
+    if (reconnect === "no") {
+      assert.equal(client.state, "closed");
+      assert.deepEqual(client.closed, { code, name, reason: name });
+      assert.deepEqual(states.at(-1), { state: "closed", code, reason: name });
+    } else {
+      assert.deepEqual(states.at(-1), { state: "waiting", code, reason: name, retryIn: 250 });
+      assert.equal(client.closed, null);
+    }
+  });
+}
+
+test("a lost connection, and a code that nobody knows, are tried again", async () => {
+  for (const code of [1006, 1000, 3999, 4999]) {
+    const world = start();
+    world.socket.accept();
+    world.socket.drop(code, "");
+    assert.equal(world.client.state, "waiting");
+    assert.equal(world.states.at(-1).reason, "connection_lost");
+    await world.clock.advance(250);
+    assert.equal(world.sockets.length, 2);
+  }
+});
+
+test("the backoff doubles up to its bound, with full jitter", async () => {
+  const world = start();
+  const waits = [];
+  world.chance.value = 0.999;
+  for (let attempt = 0; attempt < 9; attempt++) {
+    world.socket.drop();
+    waits.push(Math.round(world.states.at(-1).retryIn / 0.999));
+    await world.clock.advance(world.states.at(-1).retryIn);
+  }
+  assert.deepEqual(waits, [500, 1000, 2000, 4000, 8000, 16000, 20000, 20000, 20000]);
+  world.chance.value = 0;
+  world.socket.drop();
+  assert.equal(world.states.at(-1).retryIn, 0);
+});
+
+test("a server that accepts and drops at once is not hammered", async () => {
+  const world = start();
+  const waits = [];
+  for (let attempt = 0; attempt < 4; attempt++) {
+    world.socket.accept();
+    await world.clock.advance(9_999);
+    world.socket.drop();
+    waits.push(world.states.at(-1).retryIn);
+    await world.clock.advance(waits.at(-1));
+  }
+  assert.deepEqual(waits, [250, 500, 1000, 2000]);
+});
+
+test("a link that held for 10 s starts the backoff over", async () => {
+  const world = start();
+  for (let attempt = 0; attempt < 3; attempt++) {
+    world.socket.accept();
+    await world.clock.advance(10_000);
+    world.socket.drop();
+    assert.equal(world.states.at(-1).retryIn, 250);
+    await world.clock.advance(250);
+  }
+});
+
+test("4401 gets one new token; a second refusal without an auth between them is final", async () => {
+  let count = 0;
+  const world = start({ token: () => `t${++count}` });
+  await settled();
+  world.socket.accept();
+  world.socket.drop(4401, "expired");
+  await world.clock.advance(250);
+  world.socket.open();
+  assert.equal(world.socket.only("auth").token, "t2");
+  world.socket.drop(4401, "unauthenticated");
+  assert.deepEqual(world.client.closed, { code: 4401, name: "unauthenticated", reason: "unauthenticated" });
+  assert.equal(count, 2);
+});
+
+test("an auth between two 4401 makes the second one a first one", async () => {
+  const world = start();
+  for (let round = 0; round < 3; round++) {
+    world.socket.accept();
+    world.socket.drop(4401, "expired");
+    assert.equal(world.client.state, "waiting");
+    await world.clock.advance(20_000);
+  }
+});
+
+test("a lost link between two 4401 does not hide that the first token was refused", async () => {
+  const world = start();
+  world.socket.open();
+  world.socket.drop(4401, "unauthenticated");
+  await world.clock.advance(20_000);
+  world.socket.drop(1006, "");
+  await world.clock.advance(20_000);
+  world.socket.open();
+  world.socket.drop(4401, "unauthenticated");
+  assert.equal(world.client.state, "closed");
+});
+
+for (const [code, closing] of [["unauthenticated", 4401], ["expired", 4401], ["forbidden", 4403], ["bad_frame", 4400]]) {
+  test(`an auth refused as ${code} counts as close ${closing}, before the server closes`, async () => {
+    const world = start();
+    for (let attempt = 0; attempt < 2 && !world.client.closed; attempt++) {
+      world.socket.open();
+      world.socket.welcome();
+      world.socket.refuse(world.socket.only("auth"), code);
+      assert.ok(world.socket.closed);
+      await world.clock.advance(20_000);
+    }
+    assert.equal(world.client.closed.code, closing);
+    assert.equal(world.errors.at(-1).code, code);
+  });
+}
+
+test("an auth refused as unavailable or for its rate is tried again", () => {
+  for (const [error, retryIn] of [["unavailable", 250], [{ code: "rate_limited", message: "", retry_after: 7 }, 7000]]) {
+    const world = start();
+    world.socket.open();
+    world.socket.welcome();
+    world.socket.refuse(world.socket.only("auth"), error);
+    assert.equal(world.states.at(-1).state, "waiting");
+    assert.equal(world.states.at(-1).retryIn, retryIn);
+  }
+});
+
+test("the delay in a close reason is kept, even when the network comes back", async () => {
+  const page = new EventTarget();
+  globalThis.addEventListener = page.addEventListener.bind(page);
+  globalThis.removeEventListener = page.removeEventListener.bind(page);
+  try {
+    const world = start();
+    world.socket.accept();
+    world.socket.drop(4429, "rate_limited;12.5");
+    assert.deepEqual(world.states.at(-1), { state: "waiting", code: 4429, reason: "rate_limited", retryIn: 12_500 });
+    page.dispatchEvent(new Event("online"));
+    await world.clock.advance(12_499);
+    assert.equal(world.sockets.length, 1);
+    await world.clock.advance(1);
+    assert.equal(world.sockets.length, 2);
+  } finally {
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+  }
+});
+
+test("the browser's online event ends the waiting, and is not listened to after the close", async () => {
+  const page = new EventTarget();
+  const removed = [];
+  globalThis.addEventListener = page.addEventListener.bind(page);
+  globalThis.removeEventListener = (event, listener) => {
+    removed.push(event);
+    page.removeEventListener(event, listener);
+  };
+  try {
+    const world = start();
+    world.socket.drop();
+    page.dispatchEvent(new Event("online"));
+    assert.equal(world.sockets.length, 2);
+    page.dispatchEvent(new Event("online"));
+    await world.clock.advance(1_000);
+    assert.equal(world.sockets.length, 2, "one connection at a time");
+    world.client.close();
+    page.dispatchEvent(new Event("online"));
+    assert.equal(world.sockets.length, 2);
+    assert.deepEqual(removed, ["online"]);
+  } finally {
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+  }
+});
+
+test("reconnect closes after the delay that the server chose, and comes back at once", async () => {
+  const world = start();
+  world.socket.accept();
+  await world.clock.advance(10_000);
+  world.socket.say({ type: "reconnect", after: 3, reason: "draining" });
+  await world.clock.advance(2_999);
+  assert.equal(world.client.state, "online");
+  await world.clock.advance(1);
+  assert.equal(world.sockets.length, 2);
+  assert.ok(world.sockets[0].closed);
+  assert.deepEqual(
+    world.states.slice(-2).map(({ state, reason, retryIn }) => [state, reason, retryIn]),
+    [["waiting", "draining", 0], ["connecting", undefined, undefined]],
+  );
+});
+
+test("a server that closes before its announced delay is not asked earlier", async () => {
+  const world = start();
+  world.socket.accept();
+  await world.clock.advance(10_000);
+  world.socket.say({ type: "reconnect", after: 3, reason: "draining" });
+  await world.clock.advance(1_000);
+  world.socket.drop(1012, "draining");
+  assert.equal(world.states.at(-1).retryIn, 2_000);
+  await world.clock.advance(2_000);
+  assert.equal(world.sockets.length, 2);
+  world.socket.drop();
+  assert.equal(world.states.at(-1).retryIn, 250, "the next failure has the usual backoff");
+  await world.clock.advance(250);
+  world.socket.accept();
+  await world.clock.advance(10_000);
+  world.socket.drop();
+  assert.equal(world.states.at(-1).retryIn, 250, "and the next link is nothing special");
+});
+
+test("a stable link does not make the failures after it look stable", async () => {
+  const world = start();
+  world.socket.accept();
+  await world.clock.advance(10_000);
+  for (const retryIn of [250, 500, 1000]) {
+    world.socket.drop();
+    assert.equal(world.states.at(-1).retryIn, retryIn);
+    await world.clock.advance(retryIn);
+  }
+});
+
+test("a server that says reconnect to each newcomer is not hammered", async () => {
+  const world = start();
+  world.chance.value = 1;
+  for (const least of [500, 1000, 2000]) {
+    world.socket.accept();
+    world.socket.say({ type: "reconnect", after: 0, reason: "draining" });
+    await world.clock.advance(0);
+    assert.equal(world.states.at(-1).retryIn, least);
+    await world.clock.advance(least);
+  }
+});
+
+test("several addresses are tried in turn, with session and positions", async () => {
+  const world = start({}, ["https://a.example/rt", "https://b.example/rt"]);
+  world.socket.accept({ session: "s" });
+  const room = world.client.join("chat");
+  world.socket.reply(world.socket.only("join"), { position: { epoch: "e", offset: 3, id: "x" } });
+  world.socket.drop();
+  await world.clock.advance(250);
+  assert.equal(world.socket.url, "wss://b.example/rt/ws");
+  world.socket.accept();
+  assert.equal(world.socket.only("auth").session, "s");
+  assert.deepEqual(world.socket.only("join").since, room.position);
+  world.socket.drop();
+  await world.clock.advance(500);
+  assert.equal(world.socket.url, "wss://a.example/rt/ws");
+});
+
+test("close ends everything and says so", async () => {
+  const { client, socket, room, clock, states } = joined();
+  const left = heard(room, "rt:left");
+  const pending = client.join("other");
+  const ready = outcome(pending.ready);
+  const flying = outcome(room.send("message", 1));
+  const queued = outcome(room.send("message", 2));
+  client.close();
+  client.close();
+  await settled();
+  assert.equal(client.state, "closed");
+  assert.deepEqual(client.closed, { code: 1000, name: "closed", reason: "closed by the app" });
+  assert.ok(socket.closed);
+  assert.deepEqual(left, [{ code: "closed" }]);
+  assert.equal(ready.code, "closed");
+  assert.equal(flying.code, "uncertain");
+  assert.equal(queued.code, "closed");
+  assert.equal(states.filter(({ state }) => state === "closed").length, 1);
+  await clock.advance(600_000);
+  assert.equal(client.state, "closed");
+  assert.equal(clock.timers, 0);
+});
+
+test("a closed client takes nothing more", async () => {
+  const { client } = start();
+  client.close();
+  const sent = outcome(client.send("x"));
+  const room = client.join("chat");
+  const ready = outcome(room.ready);
+  const message = outcome(room.send("x"));
+  await settled();
+  assert.equal(sent.code, "closed");
+  assert.equal(ready.code, "closed");
+  assert.equal(message.code, "not_joined");
+  assert.equal(client.sendVolatile("x"), false);
+  assert.equal(client.room("chat"), undefined);
+});
+
+test("close while the token is still being fetched opens nothing", async () => {
+  let give;
+  const world = start({ token: () => new Promise((resolve) => (give = resolve)) });
+  world.client.close();
+  give("t");
+  await settled();
+  assert.equal(world.sockets.length, 0);
+});
+
+test("close from a listener of the state is obeyed", async () => {
+  const world = start();
+  world.client.on("rt:state", ({ state }) => state === "waiting" && world.client.close());
+  world.socket.accept();
+  world.socket.drop();
+  await world.clock.advance(60_000);
+  assert.equal(world.sockets.length, 1);
+  assert.equal(world.client.state, "closed");
+});
+
+test("nothing piles up over a day of broken links", async () => {
+  const world = joined();
+  for (let round = 0; round < 2_000; round++) {
+    world.socket.drop();
+    await world.clock.advance(world.states.at(-1).retryIn);
+    world.socket.accept();
+    world.socket.reply(world.socket.only("join"), { position: world.room.position, recovered: true });
+    await world.clock.advance(11_000);
+  }
+  assert.ok(world.clock.timers < 5, `${world.clock.timers} timers`);
+});

@@ -1,0 +1,205 @@
+/** A clock that is moved by hand, and a server at the other end of sockets that carry frames at once. */
+
+import assert from "node:assert/strict";
+
+import { connect } from "../../../starlette_realtime/browser/client.js";
+
+export class FakeClock {
+  #now = 1_000_000;
+  #last = 0;
+  /** @type {Map<number, {at: number, fn: () => void}>} */
+  #timers = new Map();
+
+  now = () => this.#now;
+
+  /** @param {() => void} fn @param {number} ms */
+  setTimeout = (fn, ms) => {
+    this.#timers.set(++this.#last, { at: this.#now + Math.max(0, ms), fn });
+    return this.#last;
+  };
+
+  /** @param {number} timer */
+  clearTimeout = (timer) => void this.#timers.delete(timer);
+
+  get timers() {
+    return this.#timers.size;
+  }
+
+  /** Let `ms` pass; timers run in order. */
+  async advance(ms) {
+    const end = this.#now + ms;
+    await settled();
+    for (;;) {
+      const due = [...this.#timers].filter(([, { at }]) => at <= end).sort(([a, x], [b, y]) => x.at - y.at || a - b)[0];
+      if (!due) break;
+      this.#timers.delete(due[0]);
+      this.#now = Math.max(this.#now, due[1].at);
+      due[1].fn();
+      await settled();
+    }
+    this.#now = end;
+  }
+
+  /** The machine sleeps: time passes, timers don't. */
+  sleep(ms) {
+    this.#now += ms;
+    for (const timer of this.#timers.values()) timer.at += ms;
+  }
+}
+
+/** Let all promises that can settle do so. */
+export async function settled() {
+  for (let turn = 0; turn < 30; turn++) await null;
+}
+
+class FakeSocket {
+  sent = [];
+  closed = false;
+  bufferedAmount = 0;
+  onopen = null;
+  onmessage = null;
+  onclose = null;
+
+  constructor(url, protocol) {
+    this.url = url;
+    this.protocol = protocol;
+  }
+
+  send(text) {
+    assert.ok(!this.closed, "sent to a closed socket");
+    this.sent.push(JSON.parse(text));
+  }
+
+  close() {
+    this.closed = true;
+  }
+
+  // What the server does with it:
+
+  open() {
+    this.onopen?.({});
+  }
+
+  say(frame) {
+    this.onmessage?.({ data: JSON.stringify(frame) });
+  }
+
+  garble(text) {
+    this.onmessage?.({ data: text });
+  }
+
+  drop(code = 1006, reason = "") {
+    this.onclose?.({ code, reason });
+  }
+
+  welcome({ heartbeat = 25, limits = { message_bytes: 65536, rooms: 100 }, connection = "c1" } = {}) {
+    this.say({ type: "welcome", connection, heartbeat, limits, server: "test" });
+  }
+
+  reply(command, data = {}) {
+    this.say({ type: "reply", id: command.id, data });
+  }
+
+  refuse(command, error) {
+    this.say({ type: "reply", id: command.id, error: typeof error === "string" ? { code: error, message: "" } : error });
+  }
+
+  /** Open, welcome, and answer `auth`. */
+  accept({ user = "ann", session = "s1", ...welcome } = {}) {
+    this.open();
+    this.welcome(welcome);
+    this.reply(this.only("auth"), { user, expires_in: 600, session });
+  }
+
+  /** Commands of a type, and of a room where one is given. */
+  all(type, room) {
+    return this.sent.filter((frame) => frame.type === type && (room === undefined || frame.room === room));
+  }
+
+  only(type, room) {
+    const found = this.all(type, room);
+    assert.equal(found.length, 1, `${found.length} × ${type}: ${JSON.stringify(this.sent)}`);
+    return found[0];
+  }
+
+  last(type, room) {
+    const found = this.all(type, room).at(-1);
+    assert.ok(found, `no ${type}`);
+    return found;
+  }
+}
+
+/** A client, its clock, and the sockets that it opens. */
+export function start(options = {}, urls = "https://example.com/realtime") {
+  const clock = new FakeClock();
+  const sockets = [];
+  const chance = { value: 0.5 };
+  const client = connect(urls, {
+    clock,
+    random: () => chance.value,
+    WebSocket: class extends FakeSocket {
+      constructor(url, protocol) {
+        super(url, protocol);
+        sockets.push(this);
+      }
+    },
+    ...options,
+  });
+  const states = [];
+  const errors = [];
+  client.on("rt:state", (state) => states.push(state));
+  const deaf = client.on("rt:error", (error) => errors.push(error));
+  return {
+    client,
+    clock,
+    sockets,
+    chance,
+    states,
+    errors,
+    deaf,
+    get socket() {
+      return sockets.at(-1);
+    },
+    /** Break the link, wait out the backoff, and accept the next one. */
+    async relink(accept = {}) {
+      this.socket.drop();
+      await clock.advance(this.states.at(-1).retryIn);
+      this.socket.accept(accept);
+    },
+  };
+}
+
+/** A client that is online and in `room`. */
+export function joined(options = {}, { room: name = "chat", join = {}, reply = { position: at(1) } } = {}) {
+  const world = start(options);
+  world.socket.accept();
+  const room = world.client.join(name, join);
+  world.socket.reply(world.socket.only("join", name), reply);
+  return { ...world, get socket() { return world.socket; }, relink: world.relink, room };
+}
+
+export function at(offset, epoch = "e") {
+  return { epoch, offset, id: `${epoch}${offset}` };
+}
+
+/** A kept event of `room`; its data is its offset. */
+export function kept(offset, { room = "chat", event = "message", epoch = "e" } = {}) {
+  return { type: "event", event, data: offset, room, position: at(offset, epoch), at: 5, from: { connection: "c2" } };
+}
+
+/** What a promise came to, without waiting: undefined while it is pending. */
+export function outcome(promise) {
+  const result = {};
+  promise.then(
+    (value) => Object.assign(result, { value }),
+    (error) => Object.assign(result, { error, code: error.code }),
+  );
+  return result;
+}
+
+/** Collect the calls of a listener. */
+export function heard(emitter, event) {
+  const calls = [];
+  emitter.on(event, (...args) => void calls.push(args.length > 1 ? args : args[0]));
+  return calls;
+}

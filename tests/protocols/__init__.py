@@ -1,0 +1,1 @@
+"""Frames in, commands out; events in, frames out."""
