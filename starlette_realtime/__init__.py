@@ -56,6 +56,7 @@ __all__ = [
     "ProtocolError",
     "Rate",
     "RateLimited",
+    "Realtime",
     "RealtimeError",
     "Refused",
     "Room",

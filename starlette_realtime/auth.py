@@ -23,7 +23,7 @@ from starlette_realtime.messages import Identity
 from starlette_realtime.patterns import check_user
 from starlette_realtime.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Authenticate", "AuthGuard", "IdentifiedUser", "StarletteSession", "TokenReader"]
+__all__ = ["AuthGuard", "Authenticate", "IdentifiedUser", "StarletteSession", "TokenReader"]
 
 logger = logging.getLogger("starlette_realtime.auth")
 
@@ -64,7 +64,7 @@ Authenticate = (
     TokenReader
     | StarletteSession
     | AuthenticationBackend
-    | Callable[[str], Identity | str | None | Awaitable[Identity | str | None]]
+    | Callable[[str], Identity | str | Awaitable[Identity | str | None] | None]
 )
 """What can authenticate: a reader of tokens, a function that takes a token, Starlette's sessions or any backend."""
 
@@ -142,7 +142,7 @@ class AuthGuard:
         """
         authorization = header_values(scope, b"authorization")
         if len(authorization) > 1:
-            raise Unauthenticated()
+            raise Unauthenticated
         scheme, _, token = (authorization[0] if authorization else b"").partition(b" ")
         if scheme.lower() == b"bearer":
             return await self.authenticate(token.strip().decode("latin-1"), scope)
@@ -162,7 +162,7 @@ class AuthGuard:
             if identity is not None:
                 return self._checked(identity)
         if authorization:
-            raise Unauthenticated()
+            raise Unauthenticated
         return None
 
     async def authenticate(self, token: str, scope: Scope) -> Identity:
@@ -196,7 +196,7 @@ class AuthGuard:
             check_user(identity.user)
         except ValueError as exc:
             logger.warning("credentials were valid, but not the user they name: %s", exc)
-            raise Unauthenticated() from exc
+            raise Unauthenticated from exc
         return identity
 
     async def _read(self, way: Authenticate, token: str, scope: Scope) -> Identity | None:
@@ -222,7 +222,7 @@ class AuthGuard:
             result = await backend.authenticate(HTTPConnection(scope))
         except AuthenticationError as exc:
             if strict:
-                raise Unauthenticated() from exc
+                raise Unauthenticated from exc
             return None
         if result is None or not result[1].is_authenticated:
             return None

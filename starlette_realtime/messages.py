@@ -58,7 +58,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     who: str
     user: str | None = None
     status: Status = "online"
-    meta: Raw | None = None
+    meta: Raw | UnsetType = UNSET
     since: int = 0
 
 
@@ -113,7 +113,7 @@ class Members(Struct, frozen=True):
 
 
 class PresenceDiff(Struct, frozen=True):
-    """The presence changes that led from sequence `prev` to `seq`: entries that came or changed, connections that left."""
+    """What led from presence sequence `prev` to `seq`: entries that came or changed, and connections that left."""
 
     prev: int
     seq: int
@@ -282,7 +282,7 @@ class Event(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="even
     """Something happened. With `id`, the server wants an answer; with `position`, it is kept. `at`: Unix ms."""
 
     event: str
-    data: Raw = field(default_factory=lambda: Raw(b""))
+    data: Raw
     room: str | None = None
     position: Position | None = None
     sender: Sender | None = field(default=None, name="from")
@@ -296,7 +296,7 @@ class MemberInfo(Struct, frozen=True, omit_defaults=True):
     connection: str
     user: str | None = None
     status: Status | UnsetType = UNSET
-    meta: Raw | None = None
+    meta: Raw | UnsetType = UNSET
     since: int | UnsetType = UNSET
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from starlette_realtime.errors import ConfigurationError
 
-__all__ = ["MAX_NAME", "Pattern", "Patterns", "check_user", "encode_user"]
+__all__ = ["MAX_NAME", "RESERVED", "Pattern", "Patterns", "check_event", "check_user", "encode_user"]
 
 MAX_NAME: Final = 128
 """The longest room name and the longest user, in characters."""
@@ -213,3 +213,16 @@ def encode_user(user: str) -> str:
     """
     check_user(user)
     return _USER + quote(user, safe="")
+
+
+RESERVED = frozenset({"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"})
+"""Socket.IO's own events; `rt:…` is ours."""
+
+
+def check_event(event: str) -> str:
+    """The name of an event that an application may use; raises `ConfigurationError` for one that it may not."""
+    if not 1 <= len(event) <= MAX_NAME:
+        raise ConfigurationError(f"an event's name has 1 to {MAX_NAME} characters, not {len(event)}")
+    if event.startswith("rt:") or event in RESERVED:
+        raise ConfigurationError(f"{event!r} is reserved: name the event otherwise")
+    return event

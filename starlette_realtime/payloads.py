@@ -1,5 +1,6 @@
 """Payloads: a handler's signature becomes a plan that fills its arguments, the payload validated among them."""
 
+import functools
 import inspect
 import math
 import re
@@ -18,6 +19,7 @@ from starlette_realtime.protocols.door import BadJSON, check
 __all__ = ["Call", "Handler", "decoder", "encode"]
 
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`$")
 
 
 class Call:
@@ -86,7 +88,7 @@ class Handler:
         if len(free) > (1 if payload else 0):
             known = ", ".join(cls.__name__ for cls in injectable)
             raise ConfigurationError(
-                f"{where}: can't tell what {', '.join(map(repr, free))} should be: annotate what is injected ({known}), "
+                f"{where}: what should {', '.join(map(repr, free))} be? Annotate what is injected ({known}), "
                 "name path parameters as in the room's pattern"
                 + (", and leave at most one argument for the payload" if payload else "")
             )
@@ -103,6 +105,8 @@ class Handler:
 
 
 def _hints(fn: Callable[..., Any], where: str) -> dict[str, Any]:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
     target = fn if inspect.isroutine(fn) or inspect.isclass(fn) else type(fn).__call__
     try:
         return get_type_hints(target, include_extras=True)
@@ -147,9 +151,12 @@ def decoder(annotation: Any) -> Callable[[Raw], Any]:
             message = str(exc)
             at = _AT.search(message)
             path, text = (at["path"], message[: at.start()]) if at else ("", message)
+            missing = _MISSING.match(text)
+            if missing:
+                path, text = f"{path}.{missing['name']}".lstrip("."), "required"
             raise InvalidPayload(fields={path: text}) from None
         except (msgspec.DecodeError, RecursionError):
-            raise InvalidPayload() from None
+            raise InvalidPayload from None
 
     return decode
 

@@ -145,7 +145,7 @@ class Realtime:
         return self._rooms.at(room)
 
     async def send_to_user(self, user: str, event: str, data: object = None) -> Position:
-        """Publish a kept event to all of a user's connections; who is away gets it on coming back. `user` is the raw id."""
+        """Publish a kept event to all of a user's connections; who is away gets it on return. `user`: the raw id."""
         check_user(user)
         publishing = self._rooms.publishing
         return await publishing.publish(publishing.user_room, encode_user(user), event, data)
@@ -228,7 +228,9 @@ class Realtime:
             if isinstance(way, SignedTokens):
                 return way.secrets
         if not isinstance(self.store, MemoryStore):
-            raise ConfigurationError("processes that share a store share a secret, too: pass secret=…, 16 bytes or more")
+            raise ConfigurationError(
+                "processes that share a store share a secret, too: pass secret=…, 16 bytes or more"
+            )
         return secrets.token_bytes(32)
 
     def _check_workers(self) -> None:

@@ -14,6 +14,7 @@ from starlette_realtime.connection.lanes import Lanes
 from starlette_realtime.connection.outbox import Outbox
 from starlette_realtime.errors import CLOSE_CODES, ConnectionClosed, Refused, Unavailable
 from starlette_realtime.messages import Answer, Error, Event, Identity, Position, ServerEvent
+from starlette_realtime.patterns import check_event
 from starlette_realtime.protocols.base import WireProtocol
 from starlette_realtime.types import Frame, Scope
 
@@ -152,7 +153,7 @@ class Connection:
 
     async def send(self, event: str, data: object = None) -> None:
         """Send an event to this connection alone: no position, no history. Nothing happens after its end."""
-        self.push(Event(event, self.encode(data)))
+        self.push(Event(check_event(event), self.encode(data)))
 
     @overload
     async def request(self, event: str, data: object = None, *, timeout: float | None = None) -> Any: ...
@@ -230,15 +231,14 @@ class Connection:
         if self.aborted is not None:
             self.aborted()
 
-    async def ask(
-        self, event: str, data: object, *, room: str | None, returns: Any, timeout: float | None
-    ) -> Any:
+    async def ask(self, event: str, data: object, *, room: str | None, returns: Any, timeout: float | None) -> Any:
         """`request`, in a room or without."""
         if self.closed:
             raise ConnectionClosed(self.close_code or 1006, self.close_reason)
         if len(self._requests) >= self.options.requests:
             raise Unavailable("too many requests to this client are open")
         raw = self.encode(data)
+        check_event(event)
         self._last_request = number = self._last_request + 1
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._requests[number] = future

@@ -91,7 +91,7 @@ class Outbox:
             self.put(frames, size)
 
     def put_unbounded(self, frames: tuple[Frame, ...], written: "asyncio.Future[None]") -> None:
-        """Queue frames that don't count; `written` is done when they are out or never will be. One at a time, please."""
+        """Queue frames that don't count, one lot at a time; `written` is done when they are out or never will be."""
         if self._ending or self._closed:
             if not written.done():
                 written.set_result(None)

@@ -107,7 +107,7 @@ class Admission:
         before = self.by_session.get(connection.session)
         if before is not None:
             # Most often the peer has lost that link and we haven't noticed: then nobody hears this.
-            before.close(4403, error="replaced", message="the session goes on in another connection", discard=True)
+            before.close(4403, message="the session goes on in another connection", discard=True)
         self.by_session[connection.session] = connection
 
     def _watch_expiry(self, connection: Connection, identity: Identity) -> None:
@@ -159,7 +159,7 @@ class Admission:
             try:
                 room, params = self._publishing.find(name)
             except Forbidden:
-                raise UnknownRoom() from None
+                raise UnknownRoom from None
         raw = connection.encode(meta) if meta is not None else None
         await self._joining.join(
             connection,

@@ -8,29 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConfigurationError
 from starlette_realtime.messages import History
-from starlette_realtime.patterns import Pattern
+from starlette_realtime.patterns import Pattern, check_event
 from starlette_realtime.payloads import Handler
 from starlette_realtime.ratelimit import Rate
 
 if TYPE_CHECKING:
-    from starlette_realtime.rooms.member import Member, RoomView
+    from starlette_realtime.rooms.member import RoomView
     from starlette_realtime.rooms.publishing import Publishing
 
-__all__ = ["RESERVED", "EventHandler", "Events", "Room", "check_event"]
+__all__ = ["EventHandler", "Events", "Room"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-RESERVED = frozenset({"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"})
-"""Socket.IO's own events; `rt:…` is ours."""
-
-
-def check_event(event: str) -> str:
-    """The name of an event that an application may use; raises `ConfigurationError` for one that it may not."""
-    if not 1 <= len(event) <= 128:
-        raise ConfigurationError(f"an event's name has 1 to 128 characters, not {len(event)}")
-    if event.startswith("rt:") or event in RESERVED:
-        raise ConfigurationError(f"{event!r} is reserved: name the event otherwise")
-    return event
 
 
 class EventHandler:
@@ -186,7 +174,7 @@ class Room:
         return fn
 
     def on_leave(self, fn: F) -> F:
-        """Bind a function that is called when a user's last connection has left the room; its `Member` can't be sent to."""
+        """Bind a function that is called when a user's last connection has left; its `Member` can't be sent to."""
         self.departures.append(self._bind(fn))
         return fn
 

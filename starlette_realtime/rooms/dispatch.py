@@ -283,7 +283,7 @@ class Rooms:
         if membership is None:
             if not name.startswith("user:"):
                 self.publishing.find(name)
-            raise NotJoined()
+            raise NotJoined
         return membership
 
     async def _auth(self, connection: Connection, command: Auth) -> None:
@@ -390,5 +390,3 @@ def _respond(command: Join, joined: JoinedRoom) -> ServerEvent:
     if command.id is None:
         return announce(command.room, joined)
     return Reply(command.id, Raw(msgspec.json.encode(joined)))
-
-

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -129,7 +129,7 @@ class Joining:
                 connection.who,
                 connection.user if room.show_users else None,
                 status,
-                meta,
+                meta if meta is not None else UNSET,
                 int(self._clock.time() * 1000),
             )
             membership = Membership(connection, room, name, params, entry, by_server)
@@ -146,14 +146,14 @@ class Joining:
         if connection.user is None and not room.public:
             raise Unauthenticated("this room is for signed-in users")
         if room.authorizer is not None and await room.authorizer(self._call_for(membership)) is not True:
-            raise Forbidden()
+            raise Forbidden
 
     async def _enter(self, membership: Membership, since: Position | None, respond: Respond) -> bool:
         connection, room, name = membership.connection, membership.room, membership.name
         try:
             topic = await self._fanout.attach(name, self._show(room) if room.presence else None)
         except StoreError as exc:
-            raise Unavailable() from exc
+            raise Unavailable from exc
         membership.topic = topic
         entered = False
         arrived: Sequence[Entry] = ()
@@ -178,7 +178,7 @@ class Joining:
             if entered:
                 self._spawn(self._undo(membership, told=not arrived))
             if isinstance(exc, StoreError):
-                raise Unavailable() from exc
+                raise Unavailable from exc
             raise
         return bool(arrived)
 
@@ -264,10 +264,14 @@ class Joining:
         snapshot = await self._snapshot(membership) if room.presence else None
         # Everything up to the process's own position is queued for this connection already.
         position, here = membership.position, membership.topic.position if membership.topic else None
-        if position is not None and here is not None and (here.epoch != position.epoch or here.offset > position.offset):
+        if (
+            position is not None
+            and here is not None
+            and (here.epoch != position.epoch or here.offset > position.offset)
+        ):
             position = here
         if connection.closed or membership.name not in connection.rooms:
-            raise NotJoined()
+            raise NotJoined
         connection.push(respond(JoinedRoom(recovered=True, events=(), position=position, members=snapshot)))
 
     # --- leaving ----------------------------------------------------------------------------------------------------
@@ -277,7 +281,7 @@ class Joining:
         async with self._alone(connection, name):
             membership = connection.rooms.pop(name, None)
             if membership is None:
-                raise NotJoined()
+                raise NotJoined
             membership.topic.remove(connection)
             if code is not None:
                 connection.push(Left(name, code))
@@ -293,10 +297,8 @@ class Joining:
             self._spawn(self._removed(connection, name, code))
 
     async def _removed(self, connection: Connection, name: str, code: str) -> None:
-        try:
+        with suppress(NotJoined):
             await self.leave(connection, name, code=code)
-        except NotJoined:
-            pass
 
     def closed(self, connection: Connection) -> None:
         """The connection has ended: leave all rooms, after a linger where the end was not clean."""
@@ -331,7 +333,7 @@ class Joining:
             await self._depart(before.membership)
 
     async def _depart(self, membership: Membership) -> None:
-        """Leave presence. The store may be away: a member that has gone must not stay as a ghost, so try until it is back."""
+        """Leave presence. While the store is away, try again: a member that has gone must not stay as a ghost."""
         delay = 0.1
         while True:
             try:
@@ -354,14 +356,14 @@ class Joining:
         entry = msgspec.structs.replace(
             entry,
             status=status if status is not None else entry.status,
-            meta=entry.meta if isinstance(meta, UnsetType) else meta,
+            meta=entry.meta if isinstance(meta, UnsetType) else meta if meta is not None else UNSET,
         )
         membership.entry = entry
         if membership.room.tracked:
             try:
                 await self._store.enter(membership.name, (entry,))
             except StoreError as exc:
-                raise Unavailable() from exc
+                raise Unavailable from exc
 
     async def roster(self, membership: Membership) -> Roster:
         """The members as clients see them; raises `Forbidden` where the room doesn't show them."""
@@ -380,7 +382,7 @@ class Joining:
         try:
             members: Members = await self._store.members(membership.name, limit=shown)
         except StoreError as exc:
-            raise Unavailable() from exc
+            raise Unavailable from exc
         entries = members.entries if members.total <= shown else members.entries[:SAMPLE]
         return Roster(members.seq, members.total, [_info(entry) for entry in entries])
 

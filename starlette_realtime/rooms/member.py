@@ -11,8 +11,8 @@ from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConnectionClosed
 from starlette_realtime.fanout import Topic
 from starlette_realtime.messages import Entry, Event, Events, Identity, Members, Position, Sender
-from starlette_realtime.patterns import encode_user
-from starlette_realtime.rooms.declaration import Room, check_event
+from starlette_realtime.patterns import check_event, encode_user
+from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.rooms.publishing import Kick, Publishing
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class RoomView:
         return await self._publishing.history(self.definition, self.room, before=before, limit=limit)
 
     async def members(self, *, limit: int = 200) -> Members:
-        """Who is in the room, where it has `presence`, `on_join` or `on_leave`: at most `limit` entries, and the total."""
+        """Who is in the room, where it has `presence`, `on_join` or `on_leave`: at most `limit` entries, the total."""
         return await self._publishing.members(self.room, limit=limit)
 
 
@@ -126,7 +126,7 @@ class Member(RoomView):
         )
 
     async def broadcast_volatile(self, event: str, data: object = None, *, others_only: bool = False) -> None:
-        """Send an event to the members who are there, or to the others: never stored, and not to those who lag behind."""
+        """Send an event to the members, or to the others, who are there: never stored, not to those who lag behind."""
         exclude = self._connection.session if others_only else None
         await self._publishing.publish_volatile(self.room, event, data, sender=self._sender(), exclude=exclude)
 
@@ -135,7 +135,7 @@ class Member(RoomView):
         await self._publishing.publish_volatile(self.room, event, data, sender=self._sender(), only=connection)
 
     async def send_to_user(self, user: str, event: str, data: object = None) -> Position:
-        """Publish a kept event to all of a user's connections, wherever they are; who is away gets it on coming back."""
+        """Publish a kept event to all of a user's connections, anywhere; who is away gets it on coming back."""
         return await self._publishing.publish(
             self._publishing.user_room,
             encode_user(user),
@@ -148,7 +148,7 @@ class Member(RoomView):
         )
 
     async def send(self, event: str, data: object = None) -> None:
-        """Send an event to this member alone: no position, no history. Nothing happens when the connection has ended."""
+        """Send an event to this member alone: no position, no history; nothing happens when it has gone."""
         self._connection.push(Event(check_event(event), self._encode(data), self.room))
 
     @overload

@@ -7,9 +7,9 @@ import msgspec
 from starlette_realtime.errors import ConfigurationError, Forbidden, Refused, StoreError, Unavailable, UnknownRoom
 from starlette_realtime.fanout import read_body, to_event, write_body
 from starlette_realtime.messages import Body, Event, Events, Members, Position, Sender
-from starlette_realtime.patterns import Patterns, encode_user
+from starlette_realtime.patterns import Patterns, check_event, encode_user
 from starlette_realtime.payloads import encode
-from starlette_realtime.rooms.declaration import Room, check_event
+from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.store import Store
 
 KICK = "rt:kick"
@@ -54,7 +54,7 @@ class Publishing:
             raise Forbidden("user rooms are joined by the server")
         found = self.rooms.match(name)
         if found is None:
-            raise UnknownRoom()
+            raise UnknownRoom
         return found
 
     async def publish(
@@ -77,7 +77,7 @@ class Publishing:
         try:
             return await self.store.publish(name, body, history=room.history, producer=producer, key=key, n=n)
         except StoreError as exc:
-            raise Unavailable() from exc
+            raise Unavailable from exc
 
     async def publish_volatile(
         self,
@@ -105,9 +105,9 @@ class Publishing:
         if room.history is None:
             return Events((), more=False, truncated=False)
         try:
-            page = await self.store.page(name, before=before, limit=limit)
+            page = await self.store.page(name, before=before, limit=limit, limit_bytes=self.max_bytes)
         except StoreError as exc:
-            raise Unavailable() from exc
+            raise Unavailable from exc
         events: list[Event] = []
         for publication in page.publications:
             body = read_body(publication)
@@ -120,13 +120,13 @@ class Publishing:
         try:
             return await self.store.members(name, limit=limit)
         except StoreError as exc:
-            raise Unavailable() from exc
+            raise Unavailable from exc
 
     async def _volatile(self, name: str, body: bytes) -> None:
         try:
             await self.store.publish_volatile(name, body)
         except StoreError as exc:
-            raise Unavailable() from exc
+            raise Unavailable from exc
 
     def _body(self, event: str, data: object, sender: Sender | None, exclude: str | None, only: str | None) -> bytes:
         body = write_body(Body(check_event(event), encode(data), sender, exclude, only))

@@ -109,9 +109,7 @@ async def _write(connection: Connection, send: Send) -> None:
     try:
         await connection.outbox.run(write)
         if connection.close_code is not None and not connection.gone:
-            await send(
-                {"type": "websocket.close", "code": connection.close_code, "reason": connection.close_reason}
-            )
+            await send({"type": "websocket.close", "code": connection.close_code, "reason": connection.close_reason})
     except (OSError, RuntimeError) as exc:
         # The peer has gone (ASGI: OSError; some servers: RuntimeError); the reader hears of it, too.
         logger.debug("a write failed: %r", exc)

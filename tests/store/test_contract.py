@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-pytest.register_assert_rewrite("starlette_realtime.testing.contract")
-
 from starlette_realtime.messages import Gap, Publication, Recovery
 from starlette_realtime.replay import Replay
 from starlette_realtime.store import MemoryStore, Store

@@ -121,19 +121,20 @@ async def _run(server: uvicorn.Server, listener: socket) -> None:
 
 @asynccontextmanager
 async def serve_process(
-    app: str, *options: str, env: Mapping[str, str] | None = None, port: int = 0
+    app: str, *options: str, env: Mapping[str, str] | None = None, port: int = 0, cwd: Path = ROOT
 ) -> AsyncIterator[RunningProcess]:
     """
     Serve `app` ("package.module:name") with uvicorn in a process of its own, on 127.0.0.1 and a free port unless told.
 
-    `options` are uvicorn's command line options, `env` is added to this process's environment. At the end of the
+    `options` are uvicorn's command line options, `env` is added to this process's environment, `cwd` is where the
+    module is. At the end of the
     block the process gets SIGTERM and, `STOPPING` seconds later, SIGKILL. Raises `StartupFailed` with its output.
     """
     command = [sys.executable, "-m", "uvicorn", app, "--host", HOST, "--port", str(port), "--no-access-log"]
     command += ["--ws", "websockets-sansio", "--timeout-graceful-shutdown", "5", *options]
     process = await asyncio.create_subprocess_exec(
         *command,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

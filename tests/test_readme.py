@@ -1,0 +1,48 @@
+"""The README's chat, as it stands there, in two pages."""
+
+import re
+from pathlib import Path
+
+from playwright.async_api import Page, expect
+
+from tests.support.browser import Pages
+from tests.support.server import serve_process
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def block(language: str) -> str:
+    """The README's first code block in `language`."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+async def open_page(pages: Pages, url: str) -> Page:
+    page = await pages.new()
+    await page.goto(url)
+    return page
+
+
+def test_the_application_has_at_most_forty_lines() -> None:
+    assert len([line for line in block("python").splitlines() if line.strip()]) <= 40
+
+
+async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: Pages) -> None:
+    (tmp_path / "app.py").write_text(block("python"))
+    (tmp_path / "index.html").write_text(block("html"))
+    async with serve_process("app:app", cwd=tmp_path) as server:
+        ann = await open_page(pages, f"{server.url}/?name=ann")
+        bob = await open_page(pages, f"{server.url}/?name=bob")
+        await expect(ann.locator("#members")).to_have_text("ann, bob")
+        await expect(bob.locator("#members")).to_have_text("ann, bob")
+
+        await ann.locator("input").press_sequentially("hello")
+        await expect(bob.locator("#typing")).to_have_text("ann is typing")
+        await ann.locator("input").press("Enter")
+        await expect(bob.locator("#log li")).to_have_text(["ann: hello"])
+        await bob.locator("input").fill("hello yourself")
+        await bob.locator("input").press("Enter")
+        for page in (ann, bob):
+            await expect(page.locator("#log li")).to_have_text(["ann: hello", "bob: hello yourself"])
+        await pages.close()
