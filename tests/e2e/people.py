@@ -7,7 +7,6 @@ from urllib.parse import urlencode
 from playwright.async_api import Page, TimeoutError as Timeout
 
 WITHIN = 15.0  # seconds that a condition in a page may take; a deadline, not an expectation
-DIARY = "({states, waits, errors, failed, resets, left, refused, heard: heard.length, acked: acked.length})"
 
 
 class Person:
@@ -26,7 +25,7 @@ class Person:
         try:
             await self.page.wait_for_function(expression, timeout=within * 1000, polling=20)
         except Timeout:
-            diary = await self.page.evaluate(f"(({DIARY[2:-2]}) => {DIARY})(chat)".replace("((", "(({", 1))
+            diary = await self.page.evaluate("window.chat?.diary()")
             raise AssertionError(f"{self.user} did not see {expression} within {within} s: {diary}") from None
 
     async def says(self, *texts: str) -> None:

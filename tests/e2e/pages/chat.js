@@ -60,10 +60,16 @@ const chat = (window.chat = {
     }
   },
 
-  /** Who is here: user, status and the number of their connections, in the order of names. */
+  /** Who is here: user, status and number of connections of each, in the order of names. */
   present() {
     const members = [...room.presence.members.values()];
-    return members.map(({ user, status, connections }) => `${user} ${status} ${connections.length}`).sort();
+    return members.map(({ user, status, connections }) => `${user} ${status} ${connections.length}`).sort().join();
+  },
+
+  /** For the message of a test that fails. */
+  diary() {
+    const { client: _, room: __, heard, acked, ...rest } = chat;
+    return JSON.stringify({ ...rest, heard: heard.length, acked: acked.length, closed: client.closed, room: room.state });
   },
 });
 

@@ -1,0 +1,1 @@
+"""The demo: a chat that loses nothing. `scripts/demo` serves it."""
