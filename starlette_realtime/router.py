@@ -98,7 +98,11 @@ class RoomRouter:
         return bool(connection.scope.get("subprotocols"))
 
     def _beat(self, connection: Connection) -> None:
-        """Ping who was silent for a heartbeat; close who stays silent after that."""
+        """
+        Ping who was silent for a heartbeat, and close who stays silent after that.
+
+        Who has heard nothing for a heartbeat is pinged, too, however much it says: it watches over the link as well.
+        """
         options, now = self._options, self._clock.now()
         if connection.paused:
             connection.heard = now
@@ -106,13 +110,14 @@ class RoomRouter:
         if silent >= options.heartbeat + options.grace:
             connection.close(4408)
             return
-        if silent >= options.heartbeat:
-            if connection.pinged <= connection.heard:
-                connection.pinged = now
-                connection.push(Ping())
-            wait = options.heartbeat + options.grace - silent
-        else:
-            wait = options.heartbeat - silent
+        due = silent >= options.heartbeat
+        quiet = now - max(connection.outbox.wrote, connection.pinged)
+        if quiet >= options.heartbeat or (due and connection.pinged <= connection.heard):
+            connection.pinged, quiet = now, 0.0
+            connection.push(Ping())
+        wait = options.heartbeat + (options.grace if due else 0.0) - silent
+        # Never so little that adding it to the time changes nothing.
+        wait = max(min(wait, options.heartbeat - quiet), 0.001)
         connection.set_timer("heartbeat", wait, self._beat, connection)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

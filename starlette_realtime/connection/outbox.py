@@ -39,6 +39,7 @@ class Outbox:
         "max_bytes",
         "max_entries",
         "size",
+        "wrote",
     )
 
     def __init__(
@@ -54,6 +55,8 @@ class Outbox:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self.size = 0
+        self.wrote = clock.now()
+        """When the last write began, in seconds of the clock."""
         self._clock = clock
         self._timeout = timeout
         self._overflow = overflow
@@ -141,7 +144,7 @@ class Outbox:
             self.close()
 
     async def _write(self, write: Write, frame: Frame) -> None:
-        self._since = self._clock.now()
+        self._since = self.wrote = self._clock.now()
         self._writing = len(frame)
         if self._watch is None:
             self._watch = self._clock.call_later(self._timeout, self._check)
@@ -158,7 +161,7 @@ class Outbox:
         limit = self._timeout * max(1.0, self._writing / _RATE_FLOOR)
         left = self._since + limit - self._clock.now()
         if left > 0:
-            self._watch = self._clock.call_later(left, self._check)
+            self._watch = self._clock.call_later(max(left, 0.001), self._check)
         else:
             self._stuck()
 

@@ -47,8 +47,8 @@ class Peer:
     longer than `timeout` seconds of real time: then it raises `TimeoutError` and says what did not happen.
 
     `path` is where the application is asked, with an optional query; `root_path` is its first part, where a server
-    would say so. `origin`, `cookies` and `headers` go into the handshake, `headers` as they are and as often as they are;
-    `host` is the `Host`, and None leaves it out. `secure` makes it a `wss` connection. `client` is the peer's address.
+    would say so. `origin`, `cookies` and `headers` go into the handshake, `headers` just as they are; `host` is the
+    `Host`, and None leaves it out. `secure` makes it a `wss` connection. `client` is the peer's address.
     `denial=False` takes the extension away that lets an application refuse with an HTTP response of its own.
 
     At most `backlog` frames wait in each direction: beyond that the sender waits, as TCP would have it.
@@ -255,7 +255,7 @@ class Peer:
         self.closed = closed
         self._gone = True
         self._to_app.clear()
-        self._to_app.append({"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason})
+        self._to_app.append(_disconnect(closed))
 
     def _ending(self) -> bool:
         return self.task is None or self.task.done()
@@ -287,6 +287,10 @@ class Peer:
                     await self._change()
         except TimeoutError:
             raise TimeoutError(f"{what} did not come within {limit} s") from None
+
+
+def _disconnect(closed: Closed) -> Message:
+    return {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
 
 
 def _scope(

@@ -38,6 +38,7 @@ class Peer:
     def __init__(self, websocket: ClientConnection, *, pongs: bool = True) -> None:
         self.websocket = websocket
         self.frames: list[Frame] = []  # all that came, in order
+        self.texts: list[str] = []  # the same, as it came
         self._pongs = pongs
         self._waiting: list[Frame] = []
         self._news = asyncio.Event()
@@ -57,6 +58,7 @@ class Peer:
         try:
             async for text in self.websocket:
                 assert isinstance(text, str), "the native protocol has no binary frames"
+                self.texts.append(text)
                 frame = json.loads(text)
                 self.frames.append(frame)
                 self._waiting.append(frame)

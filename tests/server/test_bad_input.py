@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.server.support import Frame, Peer, Site, dial, running
+from tests.server.support import Frame, Peer, Site, running
 
 LARGEST = 64 * 1024
 
@@ -102,10 +102,12 @@ async def test_a_malformed_command_is_answered_by_its_id_and_else_by_an_error_fr
     await scene.nobody_is_harmed()
 
 
-@pytest.mark.parametrize("id", ["1", 1.5, True, None, [1], {}, 2**53 - 0.5], ids=repr)
+@pytest.mark.parametrize("id", ["1", 1.5, 1e3, True, None, [1], {}], ids=repr)
 async def test_an_id_that_is_no_integer_gets_no_reply(scene: Scene, id: object) -> None:
+    before = len(scene.offender.heard("reply"))
     await scene.offender.text(json.dumps({"type": "shout", "id": id}))
-    assert (await scene.offender.expect("error"))["code"] == "bad_frame" if not isinstance(id, float) else True
+    assert (await scene.offender.expect("error"))["code"] == "bad_frame"
+    assert len(scene.offender.heard("reply")) == before
     await scene.nobody_is_harmed()
 
 
@@ -143,8 +145,8 @@ async def test_unknown_fields_are_ignored(scene: Scene) -> None:
 async def test_an_invalid_payload_names_the_fields_that_are_wrong(scene: Scene, data: object) -> None:
     error = await scene.offender.refused("event", event="message", room=scene.room, data=data)
     assert error["code"] == "invalid_payload"
-    (field, why), = error["fields"].items()
-    assert field == ("text" if isinstance(data, dict) and "text" in data else "")
+    ((field, why),) = error["fields"].items()
+    assert field == ("text" if isinstance(data, dict) else "")
     assert why
     await scene.nobody_is_harmed()
 
@@ -267,18 +269,11 @@ async def test_what_is_just_within_the_rules_passes(scene: Scene, data: str) -> 
 
 
 async def test_a_payload_that_is_forwarded_keeps_its_bytes_less_line_ends(scene: Scene) -> None:
-    raw: list[str] = []
-
-    async with dial(scene.site.server) as reader:
-        await reader.auth(scene.site.token("carol"))
-        await reader.do("join", room=scene.room)
-        reader.websocket.protocol.debug = False
-        await scene.offender.text(
-            f'{{"type":"event","event":"raw","room":"{scene.room}",\r\n"data":{{"a" : 1.50,\n"a":\r\n"\\n"}}}}'
-        )
-        event = await reader.expect("event", event="raw")
-    assert event["data"] == {"a": "\n"}
-    assert not raw
+    data = '{"a" : 1.50,\n"a":\r\n"\\n\\u00e9\\/"}'
+    await scene.offender.text(f'{{"type":"event","event":"raw","room":"{scene.room}",\r\n"data":{data}}}')
+    await scene.witness.expect("event", event="raw")
+    assert '"data":{"a" : 1.50,"a":"\\n\\u00e9\\/"}' in scene.witness.texts[-1]
+    await scene.nobody_is_harmed()
 
 
 # --- broken below the protocol ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from socket import AF_INET, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 from typing import Any
 
 import uvicorn
@@ -82,7 +82,8 @@ async def serve(app: ASGIApp, *, port: int = 0, **options: Any) -> AsyncIterator
     defaults = {"ws": "websockets-sansio", "lifespan": "on", "log_config": None, "access_log": False}
     config = uvicorn.Config(observed, **{**defaults, "timeout_graceful_shutdown": 5, **options})
     server = _Server(config)
-    with socket() as listener:
+    # asyncio sets TCP_NODELAY only where the protocol is named: without it, small frames wait 40 ms for each other.
+    with socket(AF_INET, SOCK_STREAM, IPPROTO_TCP) as listener:
         listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         listener.bind((HOST, port))
         bound = listener.getsockname()[1]

@@ -77,7 +77,6 @@ room.on("message", ({ text }, { position, recovered }) => {
   chat.heard.push({ text, offset: position?.offset, recovered });
 });
 room.on("typing", (_, { from }) => chat.typing.push(from.user));
-room.on("question", ({ number }) => ({ number: number + 1 }));
 room.on("rt:reset", ({ reason }) => chat.resets.push(reason));
 room.on("rt:recovered", ({ count }) => chat.recoveries.push(count));
 room.on("rt:left", ({ code }) => chat.left.push(code));
