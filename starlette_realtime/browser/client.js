@@ -330,7 +330,8 @@ export class Client extends Emitter {
         if (!room || (room.served && !there)) this.#served(frame, room);
         break;
       case "left":
-        if (there) this.#end(there, "left", new RealtimeError(frame.code));
+        // What the server had joined and won't again is over, too.
+        if (room && (there || room.served)) this.#end(room, "left", new RealtimeError(frame.code));
         break;
       case "reset":
         there?.reset(frame);

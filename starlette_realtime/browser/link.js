@@ -117,7 +117,7 @@ export class Link {
     this.#ended = true;
     const socket = this.#socket;
     socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.close();
+    socket.close(code === 1000 ? code : undefined); // without a code presence lingers there, for the next link
     this.#clock.clearTimeout(this.#timer);
     this.#owner.ended(code, reason); // first, so that nobody writes to this link because of what follows
     for (const done of this.#pending.values()) done(new RealtimeError("disconnected"));

@@ -19,6 +19,7 @@ export class Presence extends Emitter {
   #connections = new Map();
   /** @type {Diff[] | null} */
   #held = null;
+  #known = false; // the room shows its members
   #ask;
 
   /** @param {() => Promise<Snapshot>} ask */
@@ -34,6 +35,7 @@ export class Presence extends Emitter {
   load({ seq, total, list }) {
     const held = this.#held ?? [];
     this.#held = null;
+    this.#known = true;
     this.#take(seq, total, list);
     for (const diff of held) this.#fold(diff);
     this.#changed();
@@ -80,9 +82,17 @@ export class Presence extends Emitter {
     }
   }
 
-  /** @param {Diff} diff */
-  #reload(diff) {
-    const held = (this.#held = [diff]);
+  /**
+   * The store has lost count, so its numbers may have started over: whatever a new snapshot says is right.
+   * @internal
+   */
+  reset() {
+    if (this.#known) this.#reload();
+  }
+
+  /** @param {Diff[]} held */
+  #reload(...held) {
+    this.#held = held;
     this.#ask().then(
       (snapshot) => void (this.#held === held && this.load(snapshot)), // else a join has brought a newer one
       () => void (this.#held === held && (this.#held = null)), // the next difference asks again

@@ -65,7 +65,7 @@ export class Room extends Emitter {
    * Send what is worthless a moment later (typing, cursors): now or never.
    * @param {string} event
    * @param {unknown} [data]
-   * @returns {boolean} whether it went out
+   * @returns {boolean} whether it went out; throws a RealtimeError for what never could
    */
   sendVolatile(event, data) {
     return this.state === "joined" && this.#port.volatile(event, data);
@@ -168,6 +168,7 @@ export class Room extends Emitter {
    */
   reset({ position, reason }) {
     this.position = position ?? null;
+    this.presence.reset();
     this.emit("rt:reset", { reason, position: this.position });
   }
 

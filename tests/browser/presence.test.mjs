@@ -5,7 +5,9 @@ import { test } from "node:test";
 
 import { at, heard, joined, settled, start } from "./support/fakes.mjs";
 
-const member = (connection, user, more = {}) => ({ connection, ...(user && { user }), status: "online", since: 1, ...more });
+const member = (connection, user, more = {}) => {
+  return { connection, ...(user && { user }), status: "online", since: 1, ...more };
+};
 const snapshot = (seq, ...list) => ({ seq, total: list.length, list });
 const diff = (prev, seq, more = {}) => ({ type: "presence", room: "chat", prev, seq, ...more });
 const users = (room) => [...room.presence.members.keys()].sort();
@@ -32,7 +34,8 @@ test("the join's snapshot is grouped by user, and by connection where there is n
 test("differences tell who came, changed and left", () => {
   const { room, socket } = present(member("c1", "ann"), member("c2", "bob"));
   const changes = heard(room.presence, "change");
-  socket.say(diff(5, 6, { joined: [member("c3", "cid")], updated: [member("c1", "ann", { status: "away" })], left: ["c2"] }));
+  const updates = [member("c1", "ann", { status: "away" })];
+  socket.say(diff(5, 6, { joined: [member("c3", "cid")], updated: updates, left: ["c2"] }));
   assert.deepEqual(changes.length, 1);
   const [{ joined: came, updated, left }] = changes;
   assert.deepEqual([came, updated, left].map((list) => list.map(({ user }) => user)), [["cid"], ["ann"], ["bob"]]);
@@ -110,7 +113,8 @@ test("a join's snapshot is newer than one that was asked for before", async () =
   world.socket.say(diff(6, 7));
   await world.relink();
   const changes = heard(world.room.presence, "change");
-  world.socket.reply(world.socket.only("join"), { recovered: true, position: at(1), members: snapshot(20, member("c2", "bob")) });
+  const members = snapshot(20, member("c2", "bob"));
+  world.socket.reply(world.socket.only("join"), { recovered: true, position: at(1), members });
   world.socket.say(diff(20, 21, { joined: [member("c3", "cid")] }));
   world.socket.reply(world.socket.only("members"), snapshot(19, member("c1", "ann")));
   await settled();
@@ -154,4 +158,14 @@ test("a room without presence has nobody in it", () => {
   const room = client.join("chat");
   socket.reply(socket.only("join"), { position: at(1) });
   assert.equal(room.presence.members.size, 0);
+});
+
+test("after a reset a new snapshot is right, whatever its number", async () => {
+  const { room, socket } = present(member("c1", "ann"), member("c2", "bob"));
+  socket.say({ type: "reset", room: "chat", reason: "forgotten", position: at(0, "new") });
+  socket.say(diff(1, 2, { joined: [member("c4", "eve")] }));
+  socket.reply(socket.only("members"), snapshot(1, member("c3", "cid")));
+  await settled();
+  assert.equal(room.presence.seq, 2);
+  assert.deepEqual(users(room), ["cid", "eve"]);
 });

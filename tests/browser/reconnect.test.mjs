@@ -69,6 +69,7 @@ test("a link that held for 10 s starts the backoff over", async () => {
     await world.clock.advance(10_000);
     world.socket.drop();
     assert.equal(world.states.at(-1).retryIn, 250);
+    assert.equal(world.clock.timers, 1, "nothing of the old link is left but the next try");
     await world.clock.advance(250);
   }
 });
@@ -109,7 +110,8 @@ test("a lost link between two 4401 does not hide that the first token was refuse
   assert.equal(world.client.state, "closed");
 });
 
-for (const [code, closing] of [["unauthenticated", 4401], ["expired", 4401], ["forbidden", 4403], ["bad_frame", 4400]]) {
+const REFUSALS = { unauthenticated: 4401, expired: 4401, forbidden: 4403, bad_frame: 4400 };
+for (const [code, closing] of Object.entries(REFUSALS)) {
   test(`an auth refused as ${code} counts as close ${closing}, before the server closes`, async () => {
     const world = start();
     for (let attempt = 0; attempt < 2 && !world.client.closed; attempt++) {
@@ -125,7 +127,8 @@ for (const [code, closing] of [["unauthenticated", 4401], ["expired", 4401], ["f
 }
 
 test("an auth refused as unavailable or for its rate is tried again", () => {
-  for (const [error, retryIn] of [["unavailable", 250], [{ code: "rate_limited", message: "", retry_after: 7 }, 7000]]) {
+  const limited = { code: "rate_limited", message: "", retry_after: 7 };
+  for (const [error, retryIn] of [["unavailable", 250], [limited, 7000]]) {
     const world = start();
     world.socket.open();
     world.socket.welcome();
@@ -278,6 +281,18 @@ test("close ends everything and says so", async () => {
   assert.equal(clock.timers, 0);
 });
 
+test("only the app's close is a normal closure; a link that is given up has another after it", async () => {
+  const world = start();
+  world.socket.accept();
+  const [first] = world.sockets;
+  await world.clock.advance(40_000);
+  assert.ok(first.closed);
+  assert.equal(first.closeCode, undefined);
+  await world.clock.advance(250);
+  world.client.close();
+  assert.equal(world.socket.closeCode, 1000);
+});
+
 test("a closed client takes nothing more", async () => {
   const { client } = start();
   client.close();
@@ -314,7 +329,7 @@ test("close from a listener of the state is obeyed", async () => {
 
 test("nothing piles up over a day of broken links", async () => {
   const world = joined();
-  for (let round = 0; round < 2_000; round++) {
+  for (let round = 0; round < 300; round++) {
     world.socket.drop();
     await world.clock.advance(world.states.at(-1).retryIn);
     world.socket.accept();

@@ -373,6 +373,17 @@ test("a room that the server joined is a room like others, and ends when it is n
   assert.equal(waiting.code, "not_joined");
 });
 
+test("a room that the server says it did not join again ends at once", async () => {
+  const world = start();
+  world.socket.accept();
+  world.socket.say({ type: "joined", room: "lobby", position: at(1) });
+  const left = heard(world.client.room("lobby"), "rt:left");
+  await world.relink();
+  world.socket.say({ type: "left", room: "lobby", code: "not_joined" });
+  assert.deepEqual(left, [{ code: "not_joined" }]);
+  assert.equal(world.client.room("lobby"), undefined);
+});
+
 test("being told of a room twice changes nothing", () => {
   const world = start();
   world.socket.accept();

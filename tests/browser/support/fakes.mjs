@@ -70,8 +70,9 @@ class FakeSocket {
     this.sent.push(JSON.parse(text));
   }
 
-  close() {
+  close(code) {
     this.closed = true;
+    this.closeCode = code;
   }
 
   // What the server does with it:
@@ -101,7 +102,8 @@ class FakeSocket {
   }
 
   refuse(command, error) {
-    this.say({ type: "reply", id: command.id, error: typeof error === "string" ? { code: error, message: "" } : error });
+    const whole = typeof error === "string" ? { code: error, message: "" } : error;
+    this.say({ type: "reply", id: command.id, error: whole });
   }
 
   /** Open, welcome, and answer `auth`. */
@@ -175,7 +177,13 @@ export function joined(options = {}, { room: name = "chat", join = {}, reply = {
   world.socket.accept();
   const room = world.client.join(name, join);
   world.socket.reply(world.socket.only("join", name), reply);
-  return { ...world, get socket() { return world.socket; }, relink: world.relink, room };
+  return {
+    ...world,
+    room,
+    get socket() {
+      return world.socket;
+    },
+  };
 }
 
 export function at(offset, epoch = "e") {
