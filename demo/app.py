@@ -88,7 +88,7 @@ async def direct(member: Member, words: Direct) -> dict[str, int]:
     return {"offset": position.offset}
 
 
-@chat.on("typing", limit="2/second")
+@chat.on("typing", limit="5/second")
 async def typing(member: Member) -> None:
     """Volatile: worthless a moment later."""
     await member.broadcast_volatile("typing", others_only=True)

@@ -210,6 +210,11 @@ class Topic:
             self.position = position
             for replay in self.joining.values():
                 replay.live(publication)
+        self._pass_on(publication)
+        if position is not None and self._behind:
+            self._catch_up(position)
+
+    def _pass_on(self, publication: Publication) -> None:
         try:
             body = _decode(publication.data)
         except msgspec.DecodeError:
@@ -224,9 +229,7 @@ class Topic:
             if member is not None:
                 member.push(event)
             return
-        self.broadcast(event, skip=body.exclude, droppable=position is None)
-        if position is not None and self._behind:
-            self._catch_up(position)
+        self.broadcast(event, skip=body.exclude, droppable=publication.position is None)
 
     def _catch_up(self, position: Position) -> None:
         """Let those hear what follows who heard of `position` from the store before this process did."""
@@ -285,6 +288,11 @@ class Fanout:
         """Wait until nothing is under way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def cancel(self) -> None:
+        """Give up what is under way."""
+        for task in self._tasks:
+            task.cancel()
 
     def __iter__(self) -> Iterator[Topic]:
         return iter(tuple(self.topics.values()))

@@ -195,6 +195,7 @@ class Realtime:
                 self._check_workers()
                 async with AsyncExitStack() as stack:
                     await stack.enter_async_context(self.store)
+                    self.store.on_presence(self._rooms.presence_changed)
                     self._router.draining = False
                     self._stack = stack.pop_all()
             except BaseException:
@@ -236,7 +237,8 @@ class Realtime:
     def _check_workers(self) -> None:
         if not isinstance(self.store, MemoryStore):
             return
-        workers = count_workers(sys.orig_argv, os.environ)
+        # Not `sys.orig_argv`: a worker that was spawned has the server's command line in `sys.argv` alone.
+        workers = count_workers(sys.argv, os.environ)
         if workers > 1:
             message = (
                 f"this server runs {workers} workers, and a MemoryStore belongs to one: members of a room on different "

@@ -5,12 +5,12 @@ import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
 
-from starlette_realtime.asgi import deny
+from starlette_realtime.asgi import deny, header_values
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
-from starlette_realtime.errors import Unauthenticated
-from starlette_realtime.messages import Command, Ping
+from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Unauthenticated
+from starlette_realtime.messages import Command, Error, Ping
 from starlette_realtime.protocols import NativeProtocol
 from starlette_realtime.rooms import Rooms
 from starlette_realtime.transports import serve_websocket
@@ -57,7 +57,7 @@ class RoomRouter:
         elif self.app is not None:
             await self.app(scope, receive, send)
         elif scope["type"] in ("http", "websocket"):
-            await deny(scope, receive, send, status=404, code=4403, reason="not_found")
+            await _refuse(scope, receive, send, status=404, code=4403, reason="not_found")
 
     # --- the handler that a transport calls -------------------------------------------------------------------------
 
@@ -122,16 +122,16 @@ class RoomRouter:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._guard.origins.check(scope):
-            await deny(scope, receive, send, status=403, code=4403)
+            await _refuse(scope, receive, send, status=403, code=4403)
             return
         if self.draining or len(self.connections) >= self._max_connections:
             code = 1012 if self.draining else 1013
-            await deny(scope, receive, send, status=503, code=code, retry_after=5.0)
+            await _refuse(scope, receive, send, status=503, code=code, retry_after=5.0)
             return
         try:
             identity = await self._guard.handshake(scope)
         except Unauthenticated as exc:
-            await deny(scope, receive, send, status=401, code=4401, reason=exc.code)
+            await _refuse(scope, receive, send, status=401, code=4401, reason=exc.code)
             return
         if (await receive())["type"] != "websocket.connect":
             return
@@ -160,12 +160,38 @@ class RoomRouter:
         ]
         if scope["method"] not in ("GET", "HEAD"):
             start, body = {"status": 405, "headers": [(b"allow", b"GET, HEAD"), (b"content-length", b"0")]}, b""
-        elif (b"if-none-match", etag) in scope["headers"]:
+        elif _has(scope, etag):
             start, body = {"status": 304, "headers": headers}, b""
         else:
             start = {"status": 200, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
         await send({"type": "http.response.start", **start})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def _refuse(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    status: int,
+    code: int,
+    reason: str = "",
+    retry_after: float | None = None,
+) -> None:
+    """Deny, with the `error` frame that goes before every close for who can't read the status."""
+    row = CLOSE_CODES[code]
+    name = reason or row.name
+    error = NativeProtocol.encode(Error(name, ERROR_CODES.get(name, row.meaning), retry_after))
+    frames = [frame for frame in error if isinstance(frame, str)]
+    await deny(
+        scope, receive, send, status=status, code=code, reason=name, retry_after=retry_after, frames=frames
+    )
+
+
+def _has(scope: Scope, etag: bytes) -> bool:
+    """Whether the client has this version (RFC 9110 section 13.1.2: a list, compared weakly, or `*`)."""
+    tags = b",".join(header_values(scope, b"if-none-match")).split(b",")
+    return any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in tags)
 
 
 def _path(scope: Scope) -> str:

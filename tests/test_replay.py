@@ -21,14 +21,18 @@ def published(offset: int, *, epoch: str = "e", id: str = "", previous: str = ""
     return Publication(data, 0, Position(epoch, offset, id or str(offset)), previous or before)
 
 
-def live_at(offset: int, **options: int) -> Replay:
+def live_at(offset: int, *, limit_entries: int = 1_024, limit_bytes: int = 1_048_576) -> Replay:
     """A replay that has gone live at that offset."""
     position = Position("e", offset, str(offset) if offset else "")
-    replay = Replay(**options)
-    assert replay.needs_read
+    replay = Replay(limit_entries=limit_entries, limit_bytes=limit_bytes)
     assert replay.recovered(Recovery((), position, complete=True)) == ()
-    assert not replay.needs_read
     return replay
+
+
+def test_it_begins_with_a_read() -> None:
+    assert Replay().needs_read
+    assert Replay(START).needs_read
+    assert not live_at(0).needs_read
 
 
 def test_what_follows_is_delivered() -> None:
@@ -174,7 +178,7 @@ def test_the_memory_of_ids_is_bounded() -> None:
 
 
 class ReplayMachine(RuleBasedStateMachine):
-    """A topic that can lose, repeat, forget and wind back; a link with deliveries under way; and reads that take time."""
+    """A topic that can be lost and wound back, a link with deliveries under way, and reads that take time."""
 
     replay: type[Replay] = Replay
 
@@ -261,14 +265,19 @@ class ReplayMachine(RuleBasedStateMachine):
             assert (position.epoch, position.offset, delivery.previous) == (last.epoch, last.offset + 1, last.id)
             self.heard.append(delivery)
 
+    def arrive(self, publication: Publication) -> None:
+        if [publication] == self.rows[-1:]:
+            self.unheard = False  # it leads back to whatever was lost before it
+        elif publication not in self.rows:
+            self.unheard = True  # it was under way when it was taken back, and may well follow
+        self.hear(self.reader.live(publication))
+
     @precondition(lambda self: self.wire)
     @rule(copies=st.integers(1, 2))
     def deliver(self, copies: int) -> None:
         publication = self.wire.popleft()
-        if [publication] == self.rows[-1:]:
-            self.unheard = False  # it leads back to whatever was lost before it
         for _ in range(copies):
-            self.hear(self.reader.live(publication))
+            self.arrive(publication)
 
     @precondition(lambda self: self.wire)
     @rule()
@@ -279,7 +288,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.heard)
     @rule(index=st.integers(0, 5))
     def repeat(self, index: int) -> None:
-        self.hear(self.reader.live(self.heard[-1 - index % len(self.heard)]))
+        self.arrive(self.heard[-1 - index % len(self.heard)])
 
     @rule()
     def volatile(self) -> None:
@@ -303,7 +312,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @rule()
     def interrupt(self) -> None:
         self.reader.interrupted()
-        self.unheard = False
+        self.unheard = self.unheard and self.reader.held > 0
 
     @precondition(lambda self: self.reader.position is not None)
     @rule()
@@ -315,7 +324,7 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @rule()
     def catch_up(self) -> None:
-        """Progress: once nothing more goes wrong, the reader is where the topic is, and has heard all that led there."""
+        """Progress: once nothing more goes wrong, the reader is where the topic is, and has heard what led there."""
         if self.asked is not None:
             self.answer()
         while self.wire:

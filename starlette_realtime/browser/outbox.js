@@ -155,7 +155,11 @@ export class Outbox {
     if (over || !RETRIED.has(error.code)) this.#settle(entry, () => entry.reject(error));
     else if (again < (entry.deadline ?? 0)) {
       entry.until = again;
-      entry.timers.push(this.#clock.setTimeout(() => this.pump(), wait));
+      const rested = () => {
+        entry.until = 0; // browsers round times down, so that by the clock it may be a moment too early
+        this.pump();
+      };
+      entry.timers.push(this.#clock.setTimeout(rested, wait));
     } else if (entry.doubt) this.#fail(entry, "uncertain");
     else this.#settle(entry, () => entry.reject(error));
   }

@@ -108,6 +108,7 @@ class Connection:
         self.close_code: int | None = None
         self.close_reason = ""
         self.clean = False
+        self.replaced = False
         self.gone = False
         self.aborted: Callable[[], object] | None = None
         self.recovering = asyncio.Lock()
@@ -256,11 +257,13 @@ class Connection:
             raise Refused(error.code, error.message, retry_after=error.retry_after, fields=error.fields)
         return self._service.decode(answer.data, returns)
 
-    def answered(self, answer: Answer) -> None:
-        """Take a client's answer; one that nobody waits for is dropped."""
+    def answered(self, answer: Answer) -> bool:
+        """Take a client's answer; one that nobody waits for is dropped: False."""
         future = self._requests.get(answer.id or 0)
-        if future is not None and not future.done():
-            future.set_result(answer)
+        if future is None or future.done():
+            return False
+        future.set_result(answer)
+        return True
 
     def set_timer(self, name: str, delay: float, callback: Callable[..., object], *args: Any) -> None:
         """Start or restart one of this connection's timers."""

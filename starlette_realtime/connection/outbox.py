@@ -127,15 +127,15 @@ class Outbox:
             while True:
                 while items:
                     frames, size, written = items.popleft()
-                    for frame in frames:
-                        await self._write(write, frame)
-                        if self._closed:
-                            break
-                    self.size -= size
-                    if written is not None and not written.done():
-                        written.set_result(None)
-                    if self._closed:
-                        return
+                    try:
+                        for frame in frames:
+                            await self._write(write, frame)
+                            if self._closed:
+                                return
+                    finally:  # also when the writer was cancelled, or the write failed
+                        self.size -= size
+                        if written is not None and not written.done():
+                            written.set_result(None)
                 if self._ending:
                     return
                 self._wake = asyncio.get_running_loop().create_future()

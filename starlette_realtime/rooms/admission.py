@@ -107,6 +107,7 @@ class Admission:
         before = self.by_session.get(connection.session)
         if before is not None:
             # Most often the peer has lost that link and we haven't noticed: then nobody hears this.
+            before.replaced = True
             before.close(4403, message="the session goes on in another connection", discard=True)
         self.by_session[connection.session] = connection
 

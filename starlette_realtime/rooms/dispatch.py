@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,13 @@ from starlette_realtime.messages import (
     Body,
     Bounds,
     Command,
+    Entry,
     Error,
     Failure,
     GetHistory,
     GetMembers,
     History,
+    Identity,
     Join,
     JoinedRoom,
     Leave,
@@ -37,11 +39,12 @@ from starlette_realtime.messages import (
     Welcome,
 )
 from starlette_realtime.payloads import Call, Handler, decoder, encode
+from starlette_realtime.protocols import NativeProtocol
 from starlette_realtime.ratelimit import Rate, TokenBucket
 from starlette_realtime.rooms.admission import Admission, announce
 from starlette_realtime.rooms.declaration import Events, Room
 from starlette_realtime.rooms.joining import Joining
-from starlette_realtime.rooms.member import Member, RoomView
+from starlette_realtime.rooms.member import Member, Membership, RoomView
 from starlette_realtime.rooms.publishing import DISCONNECT, KICK, Disconnect, Kick, Publishing
 from starlette_realtime.store import Store
 from starlette_realtime.tokens import Sessions
@@ -104,6 +107,7 @@ class Rooms:
         self.events = Events(injectable=(Connection,), params={})
         user_room = Room.for_users(options.user_history)
         self.publishing = Publishing(store, user_room, max_bytes=options.publication_bytes)
+        self.publishing.commanded.append(self._asked)
         user_room.publishing = self.publishing
         self.fanout = Fanout(store, clock, control=self._control, presence_interval=options.presence_interval)
         self.joining = Joining(
@@ -134,10 +138,12 @@ class Rooms:
 
     async def handle(self, connection: Connection, command: Command) -> None:
         """Take one command. This waits while the connection's inbox is full, and for nothing else."""
-        if isinstance(command, Pong) or connection.closed:
+        if connection.closed:
+            return
+        if isinstance(command, Pong) or (isinstance(command, Answer) and not connection.answered(command)):
+            self._spend_idly(connection)
             return
         if isinstance(command, Answer):
-            connection.answered(command)
             return
         lanes = connection.lanes
         if not self._spend(connection, command):
@@ -195,6 +201,28 @@ class Rooms:
         room, params = self.publishing.find(name)
         return RoomView(self.publishing, room, name, params)
 
+    def presence_changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
+        """Hear of presence that the store changed by itself: see `Store.on_presence`."""
+        self.joining.presence_changed(name, joined, left, self._absent)
+
+    def _absent(self, name: str, entry: Entry) -> Membership | None:
+        try:
+            room, params = self.publishing.find(name)
+        except Refused:
+            return None
+        connection = Connection(
+            protocol=NativeProtocol(),
+            scope={"type": "websocket", "headers": []},
+            service=self,
+            clock=self._clock,
+            options=self._connection_options,
+        )
+        kind, _, who = entry.who.partition(":")
+        connection.id = entry.connection
+        connection.identity = Identity(who if kind == "u" else None)
+        connection.end(code=1006, clean=False)
+        return Membership(connection, room, name, params, entry, by_server=False)
+
     async def close(self, timeout: float) -> None:
         """Wait at most `timeout` seconds until every ended connection has been cleared away."""
         try:
@@ -205,6 +233,8 @@ class Rooms:
                 await self.fanout.close()
         except TimeoutError:
             logger.warning("not everything was cleared away within %.1f s", timeout)
+            self.joining.cancel()
+            self.fanout.cancel()
 
     @property
     def gauges(self) -> Mapping[str, int]:
@@ -338,6 +368,12 @@ class Rooms:
             self._fail(connection, command, RateLimited(retry_after=wait))
         return False
 
+    def _spend_idly(self, connection: Connection) -> None:
+        """Count what asks for nothing, and so can't be refused: a flood of it is closed."""
+        wait = self._bucket(connection, "idle", self._message_rate, self._options.messages_burst).take()
+        if wait:
+            connection.close(4429, retry_after=wait)
+
     def _take(self, connection: Connection, key: object, rate: Rate) -> None:
         wait = self._bucket(connection, key, rate, None).take()
         if wait:
@@ -372,15 +408,25 @@ class Rooms:
     # --- the kit's own publications ---------------------------------------------------------------------------------
 
     def _control(self, topic: Topic, body: Body) -> None:
+        self._obey(topic.name, tuple(topic.members.values()), body)
+
+    def _asked(self, name: str, body: Body) -> None:
+        # Who is still joining may not hear the store yet.
+        self._obey(name, (), body)
+
+    def _obey(self, name: str, members: Sequence[Connection], body: Body) -> None:
         try:
             if body.event == KICK:
                 kick = msgspec.json.decode(body.data, type=Kick)
-                for member in list(topic.members.values()):
-                    if member.id == kick.connection or (kick.user is not None and member.user == kick.user):
-                        self.joining.remove(member, topic.name, code=kick.code)
+                for membership in self.joining.entering(name):
+                    if kick.means(membership.connection):
+                        membership.kicked = kick.code
+                for member in members:
+                    if kick.means(member):
+                        self.joining.remove(member, name, code=kick.code)
             elif body.event == DISCONNECT:
                 disconnect = msgspec.json.decode(body.data, type=Disconnect)
-                for member in list(topic.members.values()):
+                for member in (*members, *(membership.connection for membership in self.joining.entering(name))):
                     member.close(disconnect.code, error=disconnect.error)
         except msgspec.DecodeError:
             logger.error("a publication of the kit's own could not be read")

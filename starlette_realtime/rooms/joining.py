@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -85,6 +85,8 @@ class Joining:
         self._missed_bytes = missed_bytes
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._reserved: dict[str, int] = {}
+        self._entering: dict[str, set[Membership]] = {}
+        self._departing: dict[tuple[str, str], Membership] = {}
         self._lingering: dict[tuple[str, str], _Linger] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -94,6 +96,7 @@ class Joining:
         return {
             "locks": len(self._locks),
             "reserved": len(self._reserved),
+            "entering": len(self._entering),
             "lingering": len(self._lingering),
             "tasks": len(self._tasks),
         }
@@ -133,12 +136,28 @@ class Joining:
                 int(self._clock.time() * 1000),
             )
             membership = Membership(connection, room, name, params, entry, by_server)
-            with _Reservation(self._reserved, connection, by_server):
+            with _Reservation(self._reserved, connection, by_server), self._coming(membership):
                 if not by_server:
                     await self.authorize(membership)
+                _check_kicked(membership)
                 arrived = await self._enter(membership, since, respond)
         if arrived:
             await self._call(room.arrivals, membership)
+
+    def entering(self, name: str) -> Sequence[Membership]:
+        """Who is about to join, and can still be refused."""
+        return tuple(self._entering.get(name, ()))
+
+    @contextmanager
+    def _coming(self, membership: Membership) -> Iterator[None]:
+        coming = self._entering.setdefault(membership.name, set())
+        coming.add(membership)
+        try:
+            yield
+        finally:
+            coming.discard(membership)
+            if not coming:
+                self._entering.pop(membership.name, None)
 
     async def authorize(self, membership: Membership) -> None:
         """Ask whether the connection may be in the room; raises `Refused`."""
@@ -198,6 +217,7 @@ class Joining:
         # From here to the queued answer nothing awaits, so that nothing can come in between.
         if connection.closed:
             raise ConnectionClosed(connection.close_code or 1006, connection.close_reason)
+        _check_kicked(membership)
         reason, publications = self._judge(deliveries)
         if replay is None and since is not None:
             reason = "ephemeral"
@@ -253,7 +273,9 @@ class Joining:
             except msgspec.DecodeError:
                 logger.error("a publication that no room made was left out")
                 continue
-            if body.exclude != membership.connection.session or body.exclude is None:
+            if not body.event.startswith("rt:") and (
+                body.exclude != membership.connection.session or body.exclude is None
+            ):
                 events.append(to_event(publication, body, membership.name))
         return events
 
@@ -310,11 +332,13 @@ class Joining:
         connection.rooms.clear()
 
     def _release(self, membership: Membership) -> None:
-        linger = 0.0 if membership.connection.clean else membership.room.linger
+        connection = membership.connection
+        # Whose session goes on elsewhere is about to join there: a link that was taken over counts as a broken one.
+        linger = membership.room.linger if connection.replaced or not connection.clean else 0.0
         if not linger:
             self._spawn(self._depart(membership))
             return
-        key = (membership.name, membership.connection.session)
+        key = (membership.name, connection.session)
         before = self._lingering.pop(key, None)
         if before is not None:
             before.timer.cancel()
@@ -335,18 +359,53 @@ class Joining:
     async def _depart(self, membership: Membership) -> None:
         """Leave presence. While the store is away, try again: a member that has gone must not stay as a ghost."""
         delay = 0.1
-        while True:
-            try:
-                gone = await self._store.leave(membership.name, (membership.entry.connection,))
-                break
-            except StoreError as exc:
-                logger.warning("a leave is tried again in %.1f s: %s", delay, exc)
-                await self._clock.sleep(delay)
-                delay = min(delay * 2, 5.0)
+        key = (membership.name, membership.entry.connection)
+        self._departing[key] = membership
+        try:
+            while True:
+                try:
+                    gone = await self._store.leave(membership.name, (membership.entry.connection,))
+                    break
+                except StoreError as exc:
+                    logger.warning("a leave is tried again in %.1f s: %s", delay, exc)
+                    await self._clock.sleep(delay)
+                    delay = min(delay * 2, 5.0)
+        finally:
+            self._departing.pop(key, None)
         if gone:
             await self._call(membership.room.departures, membership)
 
     # --- presence ---------------------------------------------------------------------------------------------------
+
+    def presence_changed(
+        self,
+        name: str,
+        joined: Sequence[Entry],
+        left: Sequence[Entry],
+        absent: Callable[[str, Entry], Membership | None],
+    ) -> None:
+        """
+        The store itself brought users back or removed them: tell the handlers.
+
+        `absent` stands in for a membership of a process that is gone; None where the room is not declared here.
+        """
+        topic = self._fanout.topics.get(name)
+        for entry in joined:
+            connection = topic.members.get(entry.connection) if topic is not None else None
+            membership = connection.rooms.get(name) if connection is not None else self._lingers(name, entry)
+            if membership is not None:
+                self._spawn(self._call(membership.room.arrivals, membership))
+        for entry in left:
+            membership = self._departing.get((name, entry.connection)) or absent(name, entry)
+            if membership is not None:
+                self._spawn(self._call(membership.room.departures, membership))
+
+    def _lingers(self, name: str, entry: Entry) -> Membership | None:
+        for linger in self._lingering.values():
+            membership = linger.membership
+            if membership.name == name and membership.entry.connection == entry.connection:
+                return membership
+        return None
 
     async def set_status(
         self, membership: Membership, *, status: Status | None, meta: Raw | UnsetType | None = UNSET
@@ -414,6 +473,11 @@ class Joining:
             self._lingered(key)
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def cancel(self) -> None:
+        """Give up what is owed still."""
+        for task in self._tasks:
+            task.cancel()
 
     def member(self, membership: Membership, key: str = "") -> Member:
         """What a handler gets."""
@@ -503,6 +567,11 @@ class _Reservation:
 @asynccontextmanager
 async def _nothing() -> AsyncIterator[None]:
     yield
+
+
+def _check_kicked(membership: Membership) -> None:
+    if membership.kicked:
+        raise Refused(membership.kicked, "removed while joining")
 
 
 def _info(entry: Entry) -> MemberInfo:

@@ -30,6 +30,7 @@ class Membership(Struct, eq=False):
     topic: Topic | None = None
     position: Position | None = None
     live: bool = False
+    kicked: str = ""
 
 
 class RoomView:
@@ -64,7 +65,7 @@ class RoomView:
         """Remove a user, or one connection, from the room; the client hears `left` with `code`, and may join again."""
         if (user is None) == (connection is None):
             raise TypeError("kick takes either a user or a connection")
-        await self._publishing.kick(self.room, Kick(code, user, connection))
+        await self._publishing.kick(self.definition, self.room, Kick(code, user, connection))
 
     async def history(self, *, before: Position | None = None, limit: int = 50) -> Events:
         """At most `limit` kept events before a position, oldest first."""

@@ -1,9 +1,11 @@
 """Publishing: from an application's value to the store, by the rooms' own definitions."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
 import msgspec
 
+from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConfigurationError, Forbidden, Refused, StoreError, Unavailable, UnknownRoom
 from starlette_realtime.fanout import read_body, to_event, write_body
 from starlette_realtime.messages import Body, Event, Events, Members, Position, Sender
@@ -11,6 +13,8 @@ from starlette_realtime.patterns import Patterns, check_event, encode_user
 from starlette_realtime.payloads import encode
 from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.store import Store
+
+logger = logging.getLogger("starlette_realtime.rooms")
 
 KICK = "rt:kick"
 DISCONNECT = "rt:disconnect"
@@ -22,6 +26,10 @@ class Kick(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     user: str | None = None
     connection: str | None = None
+
+    def means(self, connection: Connection) -> bool:
+        """Whether that connection is to be removed."""
+        return connection.id == self.connection or (self.user is not None and connection.user == self.user)
 
 
 class Disconnect(msgspec.Struct, frozen=True):
@@ -39,6 +47,8 @@ class Publishing:
         self.user_room = user_room
         self.rooms: Patterns[Room] = Patterns()
         self.max_bytes = max_bytes
+        self.commanded: list[Callable[[str, Body], object]] = []
+        """Hear of a kick or a disconnect that this process asks for, before the store does."""
 
     def add(self, room: Room) -> None:
         """Declare a room."""
@@ -92,13 +102,25 @@ class Publishing:
         """Publish an event that is not kept; raises `Unavailable`, or `Refused` (`too_large`)."""
         await self._volatile(name, self._body(event, data, sender, exclude, only))
 
-    async def kick(self, name: str, kick: Kick) -> None:
+    async def kick(self, room: Room, name: str, kick: Kick) -> None:
         """Remove members from a room, on every process."""
-        await self._volatile(name, write_body(Body(KICK, encode(kick))))
+        await self._command(room, name, Body(KICK, encode(kick)))
 
     async def disconnect(self, user: str, disconnect: Disconnect) -> None:
         """Close a user's connections, on every process."""
-        await self._volatile(encode_user(user), write_body(Body(DISCONNECT, encode(disconnect))))
+        await self._command(self.user_room, encode_user(user), Body(DISCONNECT, encode(disconnect)))
+
+    async def _command(self, room: Room, name: str, body: Body) -> None:
+        """Tell every process, with the order and the safety of what is kept, where the room keeps anything."""
+        for hear in self.commanded:
+            hear(name, body)
+        if room.history is None:
+            await self._volatile(name, write_body(body))
+            return
+        try:
+            await self.store.publish(name, write_body(body), history=room.history)
+        except StoreError as exc:
+            raise Unavailable from exc
 
     async def history(self, room: Room, name: str, *, before: Position | None, limit: int) -> Events:
         """A page of what the room keeps, oldest first; raises `Unavailable`."""
@@ -110,7 +132,11 @@ class Publishing:
             raise Unavailable from exc
         events: list[Event] = []
         for publication in page.publications:
-            body = read_body(publication)
+            try:
+                body = read_body(publication)
+            except msgspec.DecodeError:
+                logger.error("a publication that no room made was left out")
+                continue
             if not body.event.startswith("rt:"):
                 events.append(to_event(publication, body, name))
         return Events(events, page.more, page.truncated)

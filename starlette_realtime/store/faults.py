@@ -76,8 +76,7 @@ class Faults:
         """End the process without a word: it hears and does nothing more. There is no way back."""
         self.killed = True
         self._update()
-        for feed in self._store._feeds.abandon():
-            self._store.backend.unlisten(feed.topic, self._store)
+        self._store._die()
 
     @property
     def stalled(self) -> bool:

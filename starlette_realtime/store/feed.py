@@ -315,7 +315,9 @@ class Feeds:
                     elif feed.replay.needs_read:
                         await self._repair(feed)
                     else:
-                        return self._is_live(feed)
+                        self._is_live(feed)
+                        if feed.live:  # unless a subscriber that was told made it otherwise
+                            return None
                 except Exception as exc:
                     if not isinstance(exc, StoreError):
                         logger.exception("the store failed with something else than a StoreError")

@@ -304,17 +304,20 @@ class MemoryStore(Store):
             lease = self._lease = self._incarnation()
             self.backend.leases[lease.node] = lease
             self._renew()
-            for key, slot in self._held:
-                self.backend.admit(key, slot, lease, len(self._held) + len(self.backend.slots.get(key, ())))
-            for topic, entries in self._entered.items():
-                joined = self.backend.enter(topic, lease, entries.values())
-                if joined:
-                    self._presence_changed(topic, joined, ())
+            self._announce(lease)
         elif lease.node not in self.backend.leases:
             self.backend.leases[lease.node] = lease
         if self._leaving or self._releasing:
             self._make_up(lease)
         return lease
+
+    def _announce(self, lease: Lease) -> None:
+        for key, slot in self._held:
+            self.backend.admit(key, slot, lease, len(self._held) + len(self.backend.slots.get(key, ())))
+        for topic, entries in self._entered.items():
+            joined = self.backend.enter(topic, lease, entries.values())
+            if joined:
+                self._presence_changed(topic, joined, ())
 
     def _make_up(self, lease: Lease) -> None:
         """Leave and release what could not be left and released, unless it has been entered or taken since."""
@@ -342,9 +345,7 @@ class MemoryStore(Store):
         self._repeat(self._sweep, self._sweep_interval)
 
     async def _stop(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._rest()
         if not self.faults.killed:
             while self._lease.node in self.backend.leases:
                 self.backend.reap(self._lease)
@@ -356,6 +357,16 @@ class MemoryStore(Store):
             self._draining = None
         self._inbox.clear()
         self._inbox_bytes = 0
+
+    def _die(self) -> None:
+        self._rest()
+        for feed in self._feeds.abandon():
+            self.backend.unlisten(feed.topic, self)
+
+    def _rest(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
     def _repeat(self, call: Callable[[], None], interval: float) -> None:
         def again() -> None:

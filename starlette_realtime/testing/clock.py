@@ -54,7 +54,7 @@ class FakeClock(Clock):
             self._now = max(self._now, when)
             self.run_due()
             await settle()
-        self._now = target
+        self._now = max(self._now, target)
         await settle()
 
     def _next(self) -> float | None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from starlette_realtime.connection import Connection, size_of
 from starlette_realtime.errors import CLOSE_CODES, ProtocolError
-from starlette_realtime.messages import Command
+from starlette_realtime.messages import Command, Pong
 from starlette_realtime.types import Frame, Receive, Send
 
 __all__ = ["Handler", "serve_websocket"]
@@ -93,8 +93,11 @@ async def _read(connection: Connection, handler: Handler, receive: Receive) -> i
         except ProtocolError as exc:
             connection.close(exc.close_code, message=exc.message)
             continue
-        for said in protocol.pending():
+        answers = protocol.pending()
+        for said in answers:
             connection.put((said,), size_of((said,)))
+        if answers and not commands:
+            commands = [Pong()]  # it asked for nothing, but it is a sign of life and counts as one
         for command in commands:
             await handler.handle(connection, command)
 

@@ -105,6 +105,17 @@ test("a refusal for the rate keeps the order: it waits, and what comes later wai
   assert.deepEqual(sent.map(({ value }) => value), ["a", "b"]);
 });
 
+test("a wait in fractions of a millisecond ends, though browsers round down", async () => {
+  const { room, socket, clock } = joined();
+  const sent = outcome(room.send("message", 1));
+  socket.refuse(socket.last("event"), limited(0.0997));
+  await clock.advance(100);
+  assert.equal(socket.all("event").length, 2);
+  socket.reply(socket.last("event"), "ok");
+  await settled();
+  assert.equal(sent.value, "ok");
+});
+
 test("after a refusal for the rate, lanes go out one by one, and more with each success", async () => {
   const { client, socket, clock } = start();
   socket.accept();

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from playwright.async_api import Page, TimeoutError as Timeout
+from playwright.async_api import Page
+from playwright.async_api import TimeoutError as Timeout
+
+from tests.support.proxy import Proxy
 
 WITHIN = 15.0  # seconds that a condition in a page may take; a deadline, not an expectation
 
@@ -53,3 +56,8 @@ async def visit(page: Page, url: str, user: str, *, at: Sequence[str] = (), **op
     person = Person(page, user)
     await person.sees("window.chat?.room.state === 'joined'")
     return person
+
+
+def through(proxy: Proxy) -> str:
+    """The site's address behind a proxy."""
+    return f"http://127.0.0.1:{proxy.port}"

@@ -57,8 +57,11 @@ async def test_a_reloaded_page_finds_its_room_again(pages: Pages) -> None:
         bob = await visit(await pages.new(), server.url, "bob")
         await bob.says("before")
         await ada.heard(count=1)
+        (before,) = site.connections_of("ada")
         await ada.page.reload()
         await ada.sees("window.chat?.room.state === 'joined'")
+        await until(lambda: before.gone)
+        assert before.clean  # so that presence didn't wait for it
         history = await ada.run("chat.room.history()")
         assert [event["data"]["text"] for event in history["events"]] == ["before"]
         assert not history["more"]

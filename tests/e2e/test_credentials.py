@@ -15,8 +15,8 @@ async def test_a_token_that_runs_out_is_renewed_on_the_open_link(pages: Pages) -
         assert connection.identity is not None
         first = connection.identity.expires_at
         assert first is not None
-        await until(lambda: site.tokens >= 4)  # that is past the first one's end
-        await until(lambda: connection.identity is not None and (connection.identity.expires_at or 0.0) > first + 2.0)
+        # This token was issued after the first one's end.
+        await until(lambda: connection.identity and (connection.identity.expires_at or 0.0) > first + 2.0, within=15)
         await ada.says("still here")
         assert await ada.heard(count=1) == ["still here"]
         assert await ada.run("[chat.states, chat.errors]") == [["connecting", "online"], []]

@@ -3,7 +3,7 @@
 import asyncio
 
 from starlette_realtime import ConnectionOptions
-from tests.e2e.people import visit
+from tests.e2e.people import through, visit
 from tests.e2e.site import Site
 from tests.support.browser import Pages
 from tests.support.proxy import Proxy
@@ -18,7 +18,7 @@ def numbered(prefix: str, count: int) -> list[str]:
 async def test_a_page_without_a_link_for_five_seconds_misses_nothing_and_hears_nothing_twice(pages: Pages) -> None:
     site = Site()
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        ada = await visit(await pages.new(), proxy.url, "ada", patient="")
+        ada = await visit(await pages.new(), through(proxy), "ada", backoff="1000")
         bob = await visit(await pages.new(), server.url, "bob")
         links = proxy.connections
         await bob.says(*numbered("before ", 10))
@@ -49,7 +49,7 @@ async def test_a_page_without_a_link_for_five_seconds_misses_nothing_and_hears_n
 async def test_what_a_page_sends_without_a_link_arrives_once_and_in_order(pages: Pages) -> None:
     site = Site()
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        ada = await visit(await pages.new(), proxy.url, "ada")
+        ada = await visit(await pages.new(), through(proxy), "ada")
         bob = await visit(await pages.new(), server.url, "bob")
         await bob.sees("chat.present() === 'ada online 1,bob online 1'")
         links = proxy.connections
@@ -79,7 +79,7 @@ async def test_what_a_page_sends_without_a_link_arrives_once_and_in_order(pages:
 async def test_a_message_whose_acknowledgement_was_lost_is_said_once(pages: Pages) -> None:
     site = Site()
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        ada = await visit(await pages.new(), proxy.url, "ada")
+        ada = await visit(await pages.new(), through(proxy), "ada")
         bob = await visit(await pages.new(), server.url, "bob")
         proxy.delay(0.5)
         await ada.says("once")
@@ -101,7 +101,7 @@ async def test_two_pages_whose_links_break_again_and_again_hear_the_same(pages: 
     site = Site()
     rounds, texts = 5, 8
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        people = [await visit(await pages.new(), proxy.url, user) for user in ("ada", "bob")]
+        people = [await visit(await pages.new(), through(proxy), user) for user in ("ada", "bob")]
         for turn in range(rounds):
             for person in people:
                 await person.says(*numbered(f"{person.user} {turn} ", texts))
@@ -130,8 +130,8 @@ async def test_two_pages_whose_links_break_again_and_again_hear_the_same(pages: 
 async def test_a_half_open_link_is_noticed_by_the_page(pages: Pages) -> None:
     site = Site(connection=ConnectionOptions(heartbeat=0.3, grace=60.0))
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        # The page takes a link for dead 15 s after a heartbeat that doesn't come: here 1.5 s of the wall's.
-        ada = await visit(await pages.new(), proxy.url, "ada", speed="10")
+        # The page takes a link for dead 15 s after a heartbeat that doesn't come: here 3 s of the wall's.
+        ada = await visit(await pages.new(), through(proxy), "ada", speed="5")
         bob = await visit(await pages.new(), server.url, "bob")
         proxy.half_open()
         await ada.says(*numbered("into the void ", 3))
@@ -154,9 +154,9 @@ async def test_a_half_open_link_is_noticed_by_the_page(pages: Pages) -> None:
 
 
 async def test_a_half_open_link_is_noticed_by_the_server(pages: Pages) -> None:
-    site = Site(connection=ConnectionOptions(heartbeat=0.5, grace=1.5), linger=0.2)
+    site = Site(connection=ConnectionOptions(heartbeat=0.5, grace=2.0), linger=0.2)
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        ada = await visit(await pages.new(), proxy.url, "ada", speed="10")
+        ada = await visit(await pages.new(), through(proxy), "ada", speed="5")
         bob = await visit(await pages.new(), server.url, "bob")
         await bob.sees("chat.present() === 'ada online 1,bob online 1'")
         proxy.half_open()
@@ -175,7 +175,7 @@ async def test_a_half_open_link_is_noticed_by_the_server(pages: Pages) -> None:
 async def test_an_ephemeral_room_says_that_events_were_lost(pages: Pages) -> None:
     site = Site()
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        ada = await visit(await pages.new(), proxy.url, "ada", room="game:1")
+        ada = await visit(await pages.new(), through(proxy), "ada", room="game:1")
         bob = await visit(await pages.new(), server.url, "bob", room="game:1")
         await bob.says("heard")
         await ada.heard(count=1)
@@ -196,7 +196,7 @@ async def test_an_ephemeral_room_says_that_events_were_lost(pages: Pages) -> Non
 async def test_what_is_sent_to_a_user_without_a_link_waits_for_them(pages: Pages) -> None:
     site = Site()
     async with serve(site.app) as server, Proxy("127.0.0.1", server.port) as proxy:
-        ada = await visit(await pages.new(), proxy.url, "ada")
+        ada = await visit(await pages.new(), through(proxy), "ada")
         await site.realtime.send_to_user("ada", "direct", {"text": "live"})
         await ada.sees("chat.direct.length === 1")
         proxy.cut()

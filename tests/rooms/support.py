@@ -19,7 +19,7 @@ FAST = RoomsOptions(messages="10000/second", messages_burst=10_000, joins="10000
 
 
 def by_name(token: str) -> Identity | None:
-    """A token is the user's name, with the seconds that it is good for behind a `+`: these never run out by real time."""
+    """A token is the user's name and, behind a `+`, for how many seconds from the clock's start it is good."""
     name, _, life = token.partition("+")
     return Identity(name, expires_at=1_800_000_000.0 + float(life) if life else None) if name else None
 
@@ -135,8 +135,11 @@ class World:
         self.store = options.pop("store", None) or MemoryStore(clock=self.clock)
         options.setdefault("authenticate", by_name)
         options.setdefault("rooms", FAST)
+        options.setdefault("connection", connection_options())
         self.realtime = Realtime(clock=self.clock, store=self.store, **options)
         self.clients: list[Client] = []
+        self.chat: Any = None
+        """What the fixture `world` declares."""
 
     def client(self, **options: Any) -> Client:
         """A client that is not connected yet."""
@@ -184,8 +187,8 @@ async def serving(declare: Callable[[Realtime], object] | None = None, **options
 
 
 def connection_options(**options: Any) -> ConnectionOptions:
-    """Some bounds that are not the defaults."""
-    return ConnectionOptions(**options)
+    """The default bounds, but for these, and a heart that need not beat when a test moves the clock."""
+    return ConnectionOptions(**{"heartbeat": 1_000_000.0, **options})
 
 
 def _matches(frame: Json, kind: str, match: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
-from starlette_realtime import Connection, ConnectionOptions, Member, Realtime, SignedTokens
+from starlette_realtime import Connection, ConnectionOptions, Member, Realtime, RoomsOptions, SignedTokens
 from starlette_realtime.testing import FakeClock
 from tests.support.server import Running, serve
 
@@ -24,6 +24,7 @@ NATIVE = Subprotocol("starlette-realtime.v1.json")
 SECRET = "a secret that only these tests know"
 PATIENCE = 5.0  # seconds that anything may take
 CALM = ConnectionOptions(heartbeat=1e6)  # for tests that move the clock and are not about hearts
+AT_ONCE = RoomsOptions(presence_interval=0.0)  # presence is told without waiting for a clock that stands still
 
 Frame = dict[str, Any]
 
@@ -42,7 +43,7 @@ class Peer:
         self._pongs = pongs
         self._waiting: list[Frame] = []
         self._news = asyncio.Event()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(10_001)  # tests number their own commands below
         self._reader = asyncio.create_task(self._read())
 
     async def __aenter__(self) -> Self:
@@ -257,7 +258,9 @@ async def running(
     clock = clock or FakeClock()
     tokens = new_tokens(clock)
     if realtime is None:
-        realtime = Realtime(**{"authenticate": tokens, "connection": CALM, "clock": clock, **options})
+        realtime = Realtime(
+            **{"authenticate": tokens, "connection": CALM, "rooms": AT_ONCE, "clock": clock, **options}
+        )
         declare(realtime)
     async with serve(app or mounted(realtime), **(server or {})) as running_server:
         yield Site(realtime, tokens, clock, running_server, itertools.count(1))

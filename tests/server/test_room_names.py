@@ -7,14 +7,14 @@ import pytest
 
 from starlette_realtime import Connection, Forbidden, Member, Realtime
 from starlette_realtime.testing import FakeClock
-from tests.server.support import CALM, Frame, Peer, Site, declare, new_tokens, running
+from tests.server.support import AT_ONCE, CALM, Frame, Peer, Site, declare, new_tokens, running
 from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
 async def site(anyio_backend: str) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, clock=clock)
+    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, rooms=AT_ONCE, clock=clock)
     declare(realtime)
     realtime.room("open:{name}", public=True)
     asked = realtime.room("asked:{answer}")
@@ -89,7 +89,7 @@ UNKNOWN = [
     # not NFC: refused, not repaired
     "named:cafe\u0301",
     "named:\u212b",
-    "named:\u1e9b\u0323\u0307",
+    "named:s\u0307\u0323",
     # separators and lengths
     "named:",
     "named:a:b",
@@ -160,7 +160,7 @@ async def test_a_join_of_such_a_room_is_refused_and_leaves_nothing(
 async def test_no_command_reaches_a_room_that_the_client_is_not_in(
     peer: Peer, witness: Peer, type: str, fields: Frame, room: str, code: str
 ) -> None:
-    assert (await peer.refused(type, room=room, **fields))["code"] == code
+    assert (await peer.refused(type, room=room, **fields))["code"] == ("not_joined" if type == "leave" else code)
     before = len(witness.frames)
     await witness.sync()
     assert [frame["type"] for frame in witness.frames[before:]] == ["reply"]

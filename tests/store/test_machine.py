@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import (
@@ -25,12 +32,13 @@ from starlette_realtime.messages import (
 )
 from starlette_realtime.store import MemoryStore
 from starlette_realtime.store.backend import Lease, MemoryBackend
+from starlette_realtime.store.feed import Feed, Feeds
 from starlette_realtime.store.stream import Stream
 from starlette_realtime.testing import FakeClock
 
 T = TypeVar("T")
 
-HISTORY = History(size=6, ttl=30.0)
+HISTORY = History(size=6, ttl=100.0)
 TOPICS = ("a", "b")
 NODES = 3
 HELD = 8
@@ -45,6 +53,17 @@ class Truth:
 
     def __init__(self) -> None:
         self.rows: list[tuple[Position, bytes]] = []
+        self.kept = 0  # how many of them the history still has
+        self.expires = 0.0
+
+    def add(self, position: Position, data: bytes, now: float) -> None:
+        self.rows.append((position, data))
+        self.kept = min(HISTORY.size, (self.kept if now < self.expires else 0) + 1)
+        self.expires = now + HISTORY.ttl
+
+    def take_back(self, count: int) -> None:
+        del self.rows[len(self.rows) - count :]
+        self.kept -= count
 
     def at(self, offset: int) -> str:
         return self.rows[offset - 1][0].id if offset else ""
@@ -112,7 +131,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.truth = {topic: Truth() for topic in TOPICS}
         self.listeners: dict[tuple[int, str], Listener] = {}
         self.acknowledged: dict[tuple[str, str], tuple[float, Position]] = {}
-        self.clients: dict[str, tuple[Position, list[bytes]]] = {}
+        self.clients: dict[str, Position] = {}
         self.entered: dict[tuple[str, str], tuple[int, str]] = {}  # (topic, connection) → node, who
         self.present: set[tuple[str, str]] = set()  # (topic, who), as joins and leaves tell
         self.failures: list[str] = []
@@ -130,6 +149,19 @@ class StoreMachine(RuleBasedStateMachine):
             return task.result()
 
         return self.runner.run(drive())
+
+    def stream(self, topic: str) -> Stream:
+        """What the backend has, without a fault in between."""
+
+        return self.do(lambda: self.stores[0].backend.touch(topic).stream)
+
+    def do(self, call: Callable[[], T]) -> T:
+        """Call it within the event loop."""
+
+        async def within() -> T:
+            return call()
+
+        return self.runner.run(within())
 
     @initialize()
     def start(self) -> None:
@@ -168,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
         if known is not None and self.clock.now() < known[0]:
             assert position == known[1], "a known key was published again"
         else:
-            truth.rows.append((position, data))
+            truth.add(position, data, self.clock.now())
             if key:
                 self.acknowledged[topic, key] = (self.clock.now() + 120.0, position)
             assert position.offset == before + 1
@@ -184,7 +216,7 @@ class StoreMachine(RuleBasedStateMachine):
         if (node, topic) in self.listeners:
             return
         store = self.stores[node]
-        top = store.backend.touch(topic).stream.position
+        top = self.stream(topic).position
         listener = Listener(top)
         listener.failures = self.failures
         try:
@@ -192,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
         except StoreError:
             assert store.faults.stalled
             return
-        # Whatever was published since it began to subscribe may have been heard or not: it begins where it is now.
+        # What was published before it began may not be heard, and is checked above; it begins where the process is.
         if not listener.heard:
             listener.base = store.position(topic) or top
         self.listeners[node, topic] = listener
@@ -204,32 +236,32 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(topic=topics, node=nodes)
     def resume(self, topic: str, node: int) -> None:
-        """A client comes back, to any process: exactly what it missed, or word that it is not to be had."""
+        """A client comes back, to any process; then it is where the topic is."""
+        position = self.read(topic, node, self.clients.get(topic))
+        if position is not None:
+            self.clients[topic] = position
+
+    def read(self, topic: str, node: int, since: Position | None) -> Position | None:
+        """Exactly what was missed, or word that it is not to be had."""
         store, truth = self.stores[node], self.truth[topic]
-        since, seen = self.clients.get(topic, (None, []))
         try:
             recovery = self.run(store.read(topic, since=since, limit=100))
         except StoreError:
             assert store.faults.stalled
-            return
-        if recovery.complete and since is not None:
-            seen = seen + [row.data for row in recovery.publications]
-            assert [row.position for row in recovery.publications] == [
-                position for position, _ in truth.rows[since.offset :]
-            ]
-            assert recovery.position.offset == since.offset + len(recovery.publications)
-            assert recovery.position.offset == len(truth.rows)
-            assert truth.at(since.offset) == since.id
-        else:
-            assert recovery.publications == ()
-            if since is not None:
-                behind = len(truth.rows) - since.offset
-                same = not truth.rows or truth.rows[0][0].epoch == since.epoch
-                lost = behind < 0 or truth.at(since.offset) != since.id or not same
-                rows = store.backend.topics[topic].stream.rows
-                assert lost or behind > len(rows) or not truth.rows, f"{recovery.reason} without a reason"
-            seen = []
-        self.clients[topic] = (recovery.position, seen)
+            return None
+        assert (recovery.position.offset, recovery.position.id) == (len(truth.rows), truth.at(len(truth.rows)))
+        if since is not None:
+            behind = len(truth.rows) - since.offset
+            kept = truth.kept if self.clock.now() < truth.expires else 0
+            assert recovery.complete is (
+                since.epoch == recovery.position.epoch
+                and behind >= 0
+                and truth.at(since.offset) == since.id
+                and behind <= kept
+            ), recovery.reason
+        missed = truth.rows[since.offset :] if since is not None and recovery.complete else []
+        assert [(row.position, row.data) for row in recovery.publications] == missed
+        return recovery.position
 
     # --- faults ---
 
@@ -241,22 +273,21 @@ class StoreMachine(RuleBasedStateMachine):
     def duplicate(self, node: int, count: int) -> None:
         self.stores[node].faults.duplicate(count)
 
-    @rule(topic=topics, count=st.integers(1, 4), node=nodes, again=st.integers(0, 4))
-    def rewind(self, topic: str, count: int, node: int, again: int) -> None:
+    @rule(topic=topics, count=st.integers(1, 4), node=nodes, again=st.integers(0, 4), key=st.sampled_from(("", "k1")))
+    def rewind(self, topic: str, count: int, node: int, again: int, key: str) -> None:
         store, truth = self.stores[node], self.truth[topic]
-        record = store.backend.topic(topic, self.clock.now()) if topic in store.backend.topics else None
-        if record is None or len(record.stream.rows) < count:
+        if len(self.stream(topic).rows) < count:
             return
-        store.faults.rewind(topic, count)
-        del truth.rows[len(truth.rows) - count :]
+        self.do(lambda: store.faults.rewind(topic, count))
+        truth.take_back(count)
         self.forget_keys(topic, lambda position: position.offset > len(truth.rows))
-        if again:
-            self.burst(topic, node, again)
+        for _ in range(again):
+            self.publish(topic, node, key, lost=False)
 
     @rule(topic=topics, again=st.integers(0, 2), node=nodes)
     def lose(self, topic: str, again: int, node: int) -> None:
-        self.stores[0].faults.lose(topic)
-        self.truth[topic].rows.clear()
+        self.do(lambda: self.stores[0].faults.lose(topic))
+        self.truth[topic] = Truth()
         self.forget_keys(topic, lambda position: True)
         if again:
             self.burst(topic, node, again)
@@ -268,27 +299,33 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(node=nodes)
     def stall(self, node: int) -> None:
-        self.stores[node].faults.stall()
+        self.do(self.stores[node].faults.stall)
 
     @rule(node=nodes)
     def unstall(self, node: int) -> None:
-        self.stores[node].faults.resume()
-        self.run(self.clock.advance(0.0))
+        self.do(self.stores[node].faults.resume)
+        self.runner.run(self.clock.advance(0.0))
+
+    @rule(node=nodes, topic=topics, seconds=st.sampled_from((1.0, 4.0, 25.0)), size=st.integers(0, 3))
+    def outage(self, node: int, topic: str, seconds: float, size: int) -> None:
+        self.stall(node)
+        self.burst(topic, (node + 1) % NODES, size)
+        self.advance(seconds)
+        self.unstall(node)
 
     @rule(node=nodes)
     def kill(self, node: int) -> None:
         """The process dies; another takes its place."""
         dead = self.stores[node]
-        dead.faults.kill()
+        self.do(dead.faults.kill)
         self.listeners = {place: listener for place, listener in self.listeners.items() if place[0] != node}
         self.entered = {place: held for place, held in self.entered.items() if held[0] != node}
         self.stores[node] = dead.sibling()
         self.open(self.stores[node])
-        self.graveyard = [*getattr(self, "graveyard", []), dead]
 
     @rule(seconds=st.sampled_from((0.3, 2.0, 7.0, 19.0, 40.0, 130.0)))
     def advance(self, seconds: float) -> None:
-        self.run(self.clock.advance(seconds))
+        self.runner.run(self.clock.advance(seconds))
 
     # --- presence ---
 
@@ -318,13 +355,15 @@ class StoreMachine(RuleBasedStateMachine):
         self.entered[place] = (node, entry.connection)
         self.changed(topic, joined, ())
 
-    @rule(topic=topics, node=nodes, who=whos, number=st.integers(0, 1))
-    def leave(self, topic: str, node: int, who: str, number: int) -> None:
-        held = self.entered.pop((topic, f"{node}:{who}:{number}"), None)
-        if held is None:
-            return
+    @precondition(lambda self: self.entered)
+    @rule(which=st.integers(0, 9), cut=st.booleans())
+    def leave(self, which: int, cut: bool) -> None:
+        place = sorted(self.entered)[which % len(self.entered)]
+        topic, (node, connection) = place[0], self.entered.pop(place)
+        if cut:
+            self.stall(node)
         try:
-            left = self.run(self.stores[node].leave(topic, (held[1],)))
+            left = self.run(self.stores[node].leave(topic, (connection,)))
         except StoreError:
             assert self.stores[node].faults.stalled
             return
@@ -334,16 +373,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def quiesce(self) -> None:
-        """Once nothing more goes wrong, everybody is where the store is, has heard what led there, and sees who is there."""
+        """Once nothing more goes wrong, all are where the store is, have heard what led there, and see who is there."""
         for store in self.stores:
-            store.faults.resume()
+            self.do(store.faults.resume)
             store.faults.drop(0)
             store.faults.duplicate(0)
-        self.run(self.clock.advance(30.0))
+        self.runner.run(self.clock.advance(30.0))
         assert not self.failures
         for (node, topic), listener in self.listeners.items():
             store, truth = self.stores[node], self.truth[topic]
-            top = store.backend.touch(topic).stream.position
+            top = self.stream(topic).position
             assert listener.position == top == store.position(topic)
             assert not listener.stale
             assert [row.data for row in listener.heard] == [data for _, data in truth.rows[listener.base.offset :]]
@@ -354,6 +393,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert listener.sequence == members.seq
             assert set(listener.roster.values()) == set(members.entries)
         for topic in TOPICS:
+            self.resume(topic, 0)
+            for position, _ in self.truth[topic].rows[-2 * HISTORY.size :]:
+                self.read(topic, 1, position)
             members = self.run(self.stores[0].members(topic, limit=1_000))
             expected = {held[1] for place, held in self.entered.items() if place[0] == topic}
             assert {entry.connection for entry in members.entries} == expected
@@ -370,9 +412,7 @@ class StoreMachine(RuleBasedStateMachine):
             gauges = store.gauges()
             assert gauges["held_publications"] <= HELD * gauges["feeds"]
             assert gauges["publications"] <= HISTORY.size * len(TOPICS)
-            assert gauges["subscribers"] == sum(
-                1 for place in self.listeners if self.stores[place[0]] is store
-            )
+            assert gauges["subscribers"] == sum(1 for place in self.listeners if self.stores[place[0]] is store)
 
     def teardown(self) -> None:
         try:
@@ -381,14 +421,13 @@ class StoreMachine(RuleBasedStateMachine):
                 for (node, topic), listener in list(self.listeners.items()):
                     self.run(self.stores[node].unsubscribe(topic, listener))
                 for store in self.stores:
+                    assert store.gauges()["feeds"] == 0
                     self.run(store.__aexit__(None, None, None))
-                self.run(self.clock.advance(90_000.0))
+                self.runner.run(self.clock.advance(90_000.0))
                 gauges = self.stores[0].gauges()
-                assert {name: value for name, value in gauges.items() if value and name != "timers"} == {}
+                left = {name: value for name, value in gauges.items() if value}
+                assert not left, left
         finally:
-            for store in (*getattr(self, "stores", ()), *getattr(self, "graveyard", ())):
-                for timer in store._timers.values():
-                    timer.cancel()
             self.runner.run(self.cancel_all())
             self.runner.close()
 
@@ -399,6 +438,193 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(
-    max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck)
-)
+TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck))
+
+
+# --- bugs that the machine must find ---
+
+
+def read_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read leaves out the first of what was missed."""
+    real = Stream.read
+
+    def read(self: Stream, since: Position | None, limit: int, limit_bytes: int) -> Recovery:
+        recovery = real(self, since, limit, limit_bytes)
+        return Recovery(recovery.publications[1:], recovery.position, recovery.complete, recovery.reason)
+
+    monkeypatch.setattr(Stream, "read", read)
+
+
+def read_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read begins with the publication that the reader has."""
+    real = Stream.read
+
+    def read(self: Stream, since: Position | None, limit: int, limit_bytes: int) -> Recovery:
+        recovery = real(self, since, limit, limit_bytes)
+        own = tuple(row for row in self.rows if row.position == since)
+        return Recovery(own + recovery.publications, recovery.position, recovery.complete, recovery.reason)
+
+    monkeypatch.setattr(Stream, "read", read)
+
+
+def read_any_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read looks at the offset alone."""
+    real = Stream.read
+
+    def read(self: Stream, since: Position | None, limit: int, limit_bytes: int) -> Recovery:
+        if since is not None and since.offset <= self.offset <= since.offset + len(self.rows):
+            start = len(self.rows) - (self.offset - since.offset)
+            return Recovery(tuple(self.rows)[start:], self.position, complete=True)
+        return real(self, since, limit, limit_bytes)
+
+    monkeypatch.setattr(Stream, "read", read)
+
+
+def read_hides_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read gives what is left, and calls it all."""
+    real = Stream.read
+
+    def read(self: Stream, since: Position | None, limit: int, limit_bytes: int) -> Recovery:
+        recovery = real(self, since, limit, limit_bytes)
+        if recovery.reason == "trimmed":
+            return Recovery(tuple(self.rows), recovery.position, complete=True)
+        return recovery
+
+    monkeypatch.setattr(Stream, "read", read)
+
+
+def keys_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated key publishes again."""
+    monkeypatch.setattr(MemoryBackend, "_remember", lambda *arguments: None)
+
+
+def keys_outlive_their_publications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rewind, a repeated key is answered with a position that is no more, or is another's."""
+    monkeypatch.setattr(MemoryBackend, "_unpublish", lambda *arguments: None)
+
+
+def history_is_one_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history keeps one publication less than it says, and doesn't tell."""
+    real = Stream.append
+
+    def append(self: Stream, data: bytes, **options: Any) -> Publication:
+        publication = real(self, data, **options)
+        if len(self.rows) == HISTORY.size:
+            self.rows.popleft()
+            self.rows.popleft()
+        return publication
+
+    monkeypatch.setattr(Stream, "append", append)
+
+
+def the_dead_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reaps."""
+    monkeypatch.setattr(MemoryStore, "_sweep", lambda self: None)
+
+
+def the_dead_leave_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process tells that a member of a dead process left."""
+    real = MemoryBackend.reap
+
+    def reap(self: MemoryBackend, lease: Lease) -> Any:
+        left = real(self, lease)
+        for topic, last in left:
+            if last:
+                lease.store.sibling()._presence_changed(topic, (), last)
+                for other in self.leases.values():
+                    other.store._presence_changed(topic, (), last)
+        return left
+
+    monkeypatch.setattr(MemoryBackend, "reap", reap)
+
+
+def the_living_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that missed its lease does not announce its members anew."""
+    monkeypatch.setattr(MemoryStore, "_announce", lambda *arguments: None)
+
+
+def leaves_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever leaves while the store is away stays for good."""
+    monkeypatch.setattr(MemoryStore, "_make_up", lambda *arguments: None)
+
+
+def presence_counts_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection that comes is a join, also the second of the same user."""
+    real = MemoryBackend.enter
+
+    def enter(self: MemoryBackend, name: str, lease: Lease, entries: Any) -> tuple[Entry, ...]:
+        real(self, name, lease, entries)
+        return tuple(entries)
+
+    monkeypatch.setattr(MemoryBackend, "enter", enter)
+
+
+def repairs_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliveries pass as they come."""
+
+    def received(self: Feeds, topic: str, delivery: Delivery) -> None:
+        if (feed := self._feeds.get(topic)) is not None:
+            feed.deliver(delivery)
+
+    monkeypatch.setattr(Feeds, "received", received)
+
+
+def nobody_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no later delivery betrays is never found."""
+    monkeypatch.setattr(Feeds, "_start_check", lambda self: None)
+
+
+def fresh_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscribers believe for ever that the store is away."""
+    monkeypatch.setattr(Feed, "deliver", quietly(Feed.deliver))
+
+
+def quietly(deliver: Callable[[Feed, Delivery], None]) -> Callable[[Feed, Delivery], None]:
+    return lambda self, delivery: None if isinstance(delivery, Fresh) else deliver(self, delivery)
+
+
+def topics_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last subscriber leaves its feed behind."""
+
+    async def unsubscribe(self: Feeds, topic: str, deliver: Any) -> None:
+        if (feed := self._feeds.get(topic)) is not None:
+            feed.remove(deliver)
+
+    monkeypatch.setattr(Feeds, "unsubscribe", unsubscribe)
+
+
+BUGS = [
+    read_off_by_one,
+    read_repeats,
+    read_any_epoch,
+    read_hides_the_gap,
+    keys_are_ignored,
+    keys_outlive_their_publications,
+    history_is_one_short,
+    the_dead_stay,
+    the_dead_leave_twice,
+    the_living_are_forgotten,
+    leaves_are_lost,
+    presence_counts_connections,
+    repairs_are_not_made,
+    nobody_checks,
+    fresh_is_not_told,
+    topics_stay,
+]
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_machine_finds_the_bug(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            StoreMachine,
+            settings=settings(
+                max_examples=3_000,
+                stateful_step_count=30,
+                phases=[Phase.generate],
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

@@ -14,7 +14,8 @@ export class FakeClock {
 
   /** @param {() => void} fn @param {number} ms */
   setTimeout = (fn, ms) => {
-    this.#timers.set(++this.#last, { at: this.#now + Math.max(0, ms), fn });
+    // Browsers round down, as this does.
+    this.#timers.set(++this.#last, { at: this.#now + Math.max(0, Math.floor(ms)), fn });
     return this.#last;
   };
 

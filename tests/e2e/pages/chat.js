@@ -1,8 +1,8 @@
 /**
  * A page that chats as the query says, and writes down whatever happens to it, as `window.chat`.
  *
- * `user`; `at` (repeatable: addresses, `/realtime` by default); `room`; `patient`: the client's own backoff, where
- * tests else prefer a short one; `speed`: how much faster the client's clock runs than the wall's.
+ * `user`; `at` (repeatable: addresses, `/realtime` by default); `room`; `backoff`: the longest wait, in ms; `speed`: how
+ * much faster the client's clock runs than the wall's.
  */
 
 import { connect } from "/realtime/client.js";
@@ -26,7 +26,7 @@ async function token() {
 const addresses = query.getAll("at");
 const client = connect(addresses.length ? addresses : "/realtime", {
   token,
-  ...(!query.has("patient") && { backoff: { min: 50, max: 300 } }),
+  backoff: { min: 50, max: Number(query.get("backoff") ?? 300) },
   ...(speed !== 1 && { clock }),
 });
 const room = client.join(query.get("room") ?? "chat:1");
@@ -47,6 +47,9 @@ const chat = (window.chat = {
   acked: [],
   failed: [],
   states: ["connecting"],
+  /** ms from one state to the next */
+  lasted: [],
+  /** ms that the client said it would wait */
   waits: [],
   errors: [],
 
@@ -85,8 +88,11 @@ room.presence.on("change", ({ joined, left }) => {
   chat.presence.push(...joined.map((one) => `+${one.user}`), ...left.map((one) => `-${one.user}`));
 });
 client.on("direct", ({ text }, { recovered }) => chat.direct.push({ text, recovered }));
+let since = performance.now();
 client.on("rt:state", ({ state, retryIn }) => {
   chat.states.push(state);
+  chat.lasted.push(performance.now() - since);
+  since = performance.now();
   if (retryIn !== undefined) chat.waits.push(retryIn);
 });
 client.on("rt:error", ({ code }) => chat.errors.push(code));

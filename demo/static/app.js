@@ -1,0 +1,114 @@
+/** The page: signing in, and what its buttons and fields do. */
+
+import { cut } from "./cut.js";
+import { $, toast } from "./dom.js";
+import { leave, pointer, side } from "./frame.js";
+import { Visit } from "./visit.js";
+
+const scroller = $("[data-messages]");
+const textarea = $("[data-composer]").elements.text;
+const desktop = matchMedia("(min-width: 1000px)");
+
+/** @type {Visit | null} */
+let visit = null;
+
+/** @param {{ name: string, token: string }} session */
+async function enter(session) {
+  const titles = await (await fetch("/rooms")).json();
+  localStorage.setItem("name", session.name);
+  localStorage.setItem("signed-in", "yes");
+  $("#welcome").hidden = true;
+  $("#app").hidden = false;
+  visit = new Visit(session, titles);
+  Object.assign(window, { demo: { client: visit.client, rooms: visit.rooms } }); // to tinker with, in the console
+  if (pointer.matches) textarea.focus();
+}
+
+/** @param {string} why */
+function welcome(why) {
+  $("#welcome").hidden = false;
+  $("#notice").textContent = why;
+  const { name } = $("[data-sign-in]").elements;
+  name.value = localStorage.getItem("name") ?? "";
+  name.select();
+}
+
+$("[data-sign-in]").onsubmit = async (/** @type {SubmitEvent} */ event) => {
+  event.preventDefault();
+  const name = $("[data-sign-in]").elements.name.value;
+  const error = $("#sign-in-error");
+  error.textContent = "";
+  try {
+    const headers = { "content-type": "application/json" };
+    const answer = await fetch("/session", { method: "POST", headers, body: JSON.stringify({ name }) });
+    if (answer.ok) await enter(await answer.json());
+    else error.textContent = answer.status === 422 ? "A name has 1 to 32 printable characters." : "The server refused. Try again.";
+  } catch {
+    error.textContent = "The server can't be reached. Try again.";
+  }
+};
+
+$("[data-sign-out]").onclick = async () => {
+  try {
+    await fetch("/session", { method: "DELETE" });
+    leave("You have signed out.");
+  } catch {
+    toast("The server can't be reached, so you are still signed in.");
+  }
+};
+
+$("[data-composer]").onsubmit = (/** @type {SubmitEvent} */ event) => {
+  event.preventDefault();
+  const text = textarea.value.trim();
+  if (!text) return;
+  textarea.value = "";
+  visit?.say(text);
+};
+
+textarea.onkeydown = (/** @type {KeyboardEvent} */ event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $("[data-composer]").requestSubmit();
+};
+textarea.oninput = () => visit?.typing();
+
+$("[data-drop]").onclick = () => {
+  const button = $("[data-drop]");
+  const seconds = Number($("#seconds").value);
+  const end = performance.now() + seconds * 1000;
+  cut(seconds);
+  button.disabled = $("#seconds").disabled = true;
+  const count = () => {
+    const left = Math.ceil((end - performance.now()) / 1000);
+    if (left > 0) button.textContent = `Cut off, ${left} s left`;
+    else {
+      clearInterval(timer);
+      button.textContent = "Drop my connection";
+      button.disabled = $("#seconds").disabled = false;
+    }
+  };
+  const timer = setInterval(count, 200);
+  count();
+};
+
+scroller.onscroll = () => {
+  visit?.current.log.scrolled();
+  if (visit?.current.log.stuck) $("#newer").hidden = true;
+};
+new ResizeObserver(() => visit?.current.log.settle()).observe(scroller);
+$("#newer").onclick = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "smooth" });
+$("#older").onclick = () => visit?.load(visit.current);
+$("#stage").onpointermove = (/** @type {PointerEvent} */ event) => visit?.point(event);
+$("#recolour").onclick = () => visit?.recolour();
+$("#open-side").onclick = () => side(true);
+$("#close-side").onclick = $("#shade").onclick = () => side(false);
+desktop.onchange = () => side(false);
+document.addEventListener("visibilitychange", () => visit?.statusChanged());
+document.addEventListener("keydown", ({ key }) => key === "Escape" && side(false));
+
+// Whoever signed in here before may still be: a reload asks, a first visit doesn't.
+const notice = sessionStorage.getItem("notice");
+sessionStorage.removeItem("notice");
+const answer = !notice && localStorage.getItem("signed-in") ? await fetch("/session").catch(() => null) : null;
+if (answer?.ok) await enter(await answer.json());
+else welcome(notice ?? "");

@@ -1,0 +1,26 @@
+/** What surrounds the chat: the column of people that is a sheet on a phone, and the way out. */
+
+import { $ } from "./dom.js";
+
+/** A mouse, and so somebody who sees cursors and likes the keyboard ready. */
+export const pointer = matchMedia("(hover: hover) and (pointer: fine)");
+
+/**
+ * Begin anew, so that nothing of one user is left on the page for the next.
+ * @param {string} why
+ */
+export function leave(why) {
+  sessionStorage.setItem("notice", why);
+  localStorage.removeItem("signed-in");
+  location.reload();
+}
+
+/** @param {boolean} open the people, where they have no column of their own */
+export function side(open) {
+  if ($("#side").classList.contains("open") === open) return;
+  $("#side").classList.toggle("open", open);
+  $("#shade").hidden = !open;
+  $("#open-side").setAttribute("aria-expanded", String(open));
+  for (const other of [$(".talk"), $(".places")]) other.inert = open;
+  $(open ? "#close-side" : "#open-side").focus();
+}

@@ -1,0 +1,148 @@
+"""A client that does not read is let go, in time and within bounds, and costs the others nothing."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from starlette_realtime import Connection
+from tests.server.support import CALM, Peer, Site, dial, running
+from tests.support.waiting import until
+
+SMALL = replace(CALM, outbox_bytes=256 * 1024, outbox_entries=64, send_timeout=10.0)
+PADDING = "x" * 16_000
+
+
+@pytest.fixture
+async def site(anyio_backend: str) -> AsyncIterator[Site]:
+    async with running(connection=SMALL) as site:
+        yield site
+
+
+@asynccontextmanager
+async def stalled(site: Site, room: str) -> AsyncIterator[tuple[Peer, Connection]]:
+    """Somebody in a room who has stopped reading, with little room in the kernel."""
+    link = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    link.connect(("127.0.0.1", site.server.port))
+    async with dial(site.server, sock=link) as peer:
+        await peer.auth(site.token("sloth"))
+        await peer.do("join", room=room)
+        (connection,) = [each for each in site.realtime.connections if each.user == "sloth"]
+        peer.websocket.transport.pause_reading()
+        yield peer, connection
+        peer.lose()
+
+
+async def flood(site: Site, room: str, connection: Connection, *, volatile: bool = False) -> int:
+    """Publish until the connection is given up; tells how much was needed. The outbox stays within its bounds."""
+    view = site.realtime.at(room)
+    for number in range(2000):
+        await (view.broadcast_volatile if volatile else view.broadcast)("news", [number, PADDING])
+        await asyncio.sleep(0)
+        assert connection.outbox.size <= SMALL.outbox_bytes
+        assert len(connection.outbox) <= SMALL.outbox_entries + 1  # and the error that goes before the close
+        if connection.closed:
+            return number + 1
+    return 2000
+
+
+async def test_who_does_not_read_is_closed_as_a_slow_consumer_and_the_others_miss_nothing(site: Site) -> None:
+    async with site.peer("bob", "chat:1") as bob, stalled(site, "chat:1") as (_, connection):
+        count = await flood(site, "chat:1", connection)
+        assert count < 2000
+        assert connection.close_code == 4440
+        assert len(connection.outbox) <= 1
+        for number in range(count):
+            await bob.expect("event", event="news", data=[number, PADDING])
+        await until(lambda: len(bob.heard("event")) == count, what="all of them, once")
+        assert not bob.heard("error")
+        # the last word cannot be said: after the send time limit the connection is dropped
+        await site.clock.advance(10.0)
+        await until(lambda: connection not in site.realtime.connections, what="the connection to be dropped")
+        await bob.do("event", event="message", room="chat:1", data={"text": "hi"})
+
+
+async def test_who_reads_again_in_time_hears_why(site: Site) -> None:
+    async with stalled(site, "chat:1") as (peer, connection):
+        await flood(site, "chat:1", connection)
+        peer.websocket.transport.resume_reading()
+        assert await peer.closed() == (4440, "slow_consumer")
+        assert peer.frames[-1]["code"] == "slow_consumer"
+        offsets = [event["position"]["offset"] for event in peer.heard("event")]
+        assert offsets == list(range(1, len(offsets) + 1)), "what was heard has no gap"
+
+
+async def test_who_was_too_slow_resumes_without_a_gap(site: Site) -> None:
+    async with stalled(site, "chat:1") as (peer, connection):
+        count = await flood(site, "chat:1", connection)
+        peer.websocket.transport.resume_reading()
+        await peer.closed()
+        heard = peer.heard("event")
+        async with site.peer("sloth") as again:
+            since = heard[-1]["position"]
+            recovered = await again.do("join", room="chat:1", since=since)
+            if recovered["recovered"]:
+                offsets = [event["position"]["offset"] for event in heard + recovered["events"]]
+                assert offsets == list(range(1, count + 1))
+            else:
+                assert recovered["reason"]
+
+
+async def test_a_single_write_that_does_not_end_drops_the_connection(site: Site) -> None:
+    async with stalled(site, "chat:1") as (_, connection):
+        view = site.realtime.at("chat:1")
+        while not len(connection.outbox):  # until a write is stuck and something waits behind it
+            await view.broadcast("news", PADDING)
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await site.clock.advance(9.9)
+        assert not connection.closed
+        await site.clock.advance(0.2)
+        await until(lambda: connection not in site.realtime.connections, what="the connection to be dropped")
+        assert connection.close_code == 4440
+
+
+async def test_volatile_events_are_left_out_before_anybody_is_closed(site: Site) -> None:
+    async with site.peer("bob", "chat:1") as bob, stalled(site, "chat:1") as (peer, connection):
+        view = site.realtime.at("chat:1")
+        for number in range(1000):
+            await view.broadcast_volatile("cursor", [number, PADDING])
+            await asyncio.sleep(0)
+            assert connection.outbox.size <= SMALL.outbox_bytes / 4 + 2 * len(PADDING)
+        assert not connection.closed
+        await bob.expect("event", event="cursor", data=[999, PADDING])
+        peer.websocket.transport.resume_reading()
+        await view.broadcast("news", "kept")
+        await peer.expect("event", event="news")
+        assert 0 < len(peer.heard("event", event="cursor")) < 1000
+
+
+async def test_presence_sees_a_slow_consumer_go_only_after_the_linger(site: Site) -> None:
+    async with site.peer("bob", "chat:1") as bob, stalled(site, "chat:1") as (_, connection):
+        await flood(site, "chat:1", connection)
+        await site.clock.advance(10.0)
+        await until(lambda: connection not in site.realtime.connections, what="the connection to be dropped")
+        assert (await bob.do("members", room="chat:1"))["total"] == 2
+        await site.clock.advance(5.0)
+        assert (await bob.do("members", room="chat:1"))["total"] == 1
+
+
+async def test_what_a_slow_consumer_held_is_given_back(site: Site) -> None:
+    def held() -> dict[str, int]:
+        gauges = site.realtime.gauges()
+        # The store knows for a day how far the room was, so that nobody who comes back is misled.
+        return {name: gauges[name] for name in gauges if name not in ("store.topics", "store.timers")}
+
+    baseline = held()
+    async with stalled(site, "chat:1") as (_, connection):
+        await flood(site, "chat:1", connection)
+        assert held() != baseline
+        await site.clock.advance(10.0)
+        await until(lambda: not site.realtime.connections, what="the connection to be dropped")
+    assert connection.outbox.size == 0
+    await site.clock.advance(300.0)
+    await until(lambda: held() == baseline, what="everything to be given back")
