@@ -183,9 +183,7 @@ async def _refuse(
     name = reason or row.name
     error = NativeProtocol.encode(Error(name, ERROR_CODES.get(name, row.meaning), retry_after))
     frames = [frame for frame in error if isinstance(frame, str)]
-    await deny(
-        scope, receive, send, status=status, code=code, reason=name, retry_after=retry_after, frames=frames
-    )
+    await deny(scope, receive, send, status=status, code=code, reason=name, retry_after=retry_after, frames=frames)
 
 
 def _has(scope: Scope, etag: bytes) -> bool:

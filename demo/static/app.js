@@ -42,7 +42,8 @@ $("[data-sign-in]").onsubmit = async (/** @type {SubmitEvent} */ event) => {
     const headers = { "content-type": "application/json" };
     const answer = await fetch("/session", { method: "POST", headers, body: JSON.stringify({ name }) });
     if (answer.ok) await enter(await answer.json());
-    else error.textContent = answer.status === 422 ? "A name has 1 to 32 printable characters." : "The server refused. Try again.";
+    else if (answer.status === 422) error.textContent = "A name has 1 to 32 printable characters.";
+    else error.textContent = "The server refused. Try again.";
   } catch {
     error.textContent = "The server can't be reached. Try again.";
   }

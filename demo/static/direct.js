@@ -1,7 +1,7 @@
 /** Direct messages: a drawer with one conversation, and the list of all of them. */
 
 import { $, avatar, h, toast } from "./dom.js";
-import { Log } from "./log.js";
+import { Log, message } from "./log.js";
 
 const PAGE = 100; // messages that are loaded when the page opens
 const roomy = matchMedia("(min-width: 640px)");
@@ -122,7 +122,8 @@ export class Directs {
   /** Write the list of conversations. */
   draw() {
     const threads = [...this.#threads].map(([user, { unread }]) => {
-      const button = h("button", { "data-thread": user, onclick: () => this.open(user) }, avatar(user), h("span", { className: "title" }, user));
+      const button = h("button", { "data-thread": user, onclick: () => this.open(user) });
+      button.append(avatar(user), h("span", { className: "title" }, user));
       if (unread) button.append(h("span", { className: "badge", "aria-label": `${unread} unread` }, String(unread)));
       return h("li", {}, button);
     });
@@ -145,9 +146,9 @@ export class Directs {
    * @param {any} data
    * @param {any} info
    */
-  #add(data, { from, at, position }) {
-    const user = from.user === this.#me ? data.to : from.user;
-    const added = this.#thread(user).log.add({ id: data.id, from: from.user, text: data.text, at, position });
+  #add(data, info) {
+    const user = info.from.user === this.#me ? data.to : info.from.user;
+    const added = this.#thread(user).log.add(message(data, info));
     return { user, added };
   }
 
@@ -159,9 +160,9 @@ export class Directs {
     const to = this.#shown;
     if (!text || to === null) return;
     input.value = "";
-    const message = { id: crypto.randomUUID(), from: this.#me, text, at: Date.now() };
+    const mine = { id: crypto.randomUUID(), from: this.#me, text, at: Date.now() };
     this.#thread(to)
-      .log.send(message, ({ id }) => this.#send({ to, text, id }, id))
+      .log.send(mine, ({ id }) => this.#send({ to, text, id }, id))
       .then(this.#changed);
   }
 }

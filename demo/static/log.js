@@ -18,6 +18,16 @@ const TOGETHER = 180_000; // ms within which messages of one person stand togeth
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
+/**
+ * What the list shows of an event.
+ * @param {{ id: string, text: string }} data
+ * @param {any} info
+ * @returns {Message}
+ */
+export function message({ id, text }, { from, at, position }) {
+  return { id, from: from.user, text, at, position };
+}
+
 export class Log {
   list = h("ol");
   /** @type {Message[]} */
@@ -155,8 +165,9 @@ export class Log {
     }
     items.splice(index, 0, message);
     const next = items[index + 1]?.element ?? null;
+    const { element } = message;
     // Where it stands already it isn't touched: a screen reader would read it out again.
-    if (!message.element.parentNode || message.element.nextSibling !== next) this.list.insertBefore(message.element, next);
+    if (!element.parentNode || element.nextSibling !== next) this.list.insertBefore(element, next);
     if (items.length > SHOWN && this.stuck) {
       items.shift()?.element.remove();
       this.more = true;

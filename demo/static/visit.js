@@ -5,16 +5,18 @@ import { CuttableSocket } from "./cut.js";
 import { Directs } from "./direct.js";
 import { $, avatar, h, hueOf, paint, setHue, toast } from "./dom.js";
 import { leave, pointer, side } from "./frame.js";
-import { Log } from "./log.js";
+import { Log, message } from "./log.js";
 import { Tally } from "./tally.js";
 
 const PAGE = 40; // messages that are loaded at once
 const TYPING = 2000; // ms between two signs that we are typing
 const CURSOR = 100; // ms between two positions of our pointer
 const STILL = 6000; // ms after which a pointer that rests fades
-const HERE = { online: "online", away: "away" };
 const scroller = $("[data-messages]");
 const textarea = $("[data-composer]").elements.text;
+
+/** @returns {"online" | "away"} */
+const status = () => (document.hidden ? "away" : "online");
 
 /**
  * A room on the page.
@@ -53,7 +55,12 @@ export class Visit {
     this.me = name;
     this.token = token;
     this.client = connect("/realtime", { token: () => this.freshToken(), WebSocket: CuttableSocket });
-    this.directs = new Directs(name, this.tally, (data, key) => this.room(this.current).send("direct", data, { key }), () => this.drawDirects());
+    this.directs = new Directs(
+      name,
+      this.tally,
+      (data, key) => this.room(this.current).send("direct", data, { key }),
+      () => this.drawDirects(),
+    );
     for (const [room, title] of Object.entries(titles)) {
       const log = new Log(name, { attribute: "data-message", delivered: () => void this.tally.sent++ });
       this.chats.set(room, { name: room, title, room: null, log, unread: 0, typing: new Map() });
@@ -126,7 +133,8 @@ export class Visit {
 
   /** @param {any} error */
   complain({ code, message, retryAfter }) {
-    if (code === "rate_limited") toast(`Too fast for the server: it listens again in ${Math.max(retryAfter ?? 1, 0.1).toFixed(1)} s.`);
+    const seconds = Math.max(retryAfter ?? 1, 0.1).toFixed(1);
+    if (code === "rate_limited") toast(`Too fast for the server: it listens again in ${seconds} s.`);
     else if (!code.startsWith("token_")) toast(`The server says: ${message}`);
   }
 
@@ -143,8 +151,7 @@ export class Visit {
   /** @param {Chat} chat */
   join(chat) {
     const { client, tally, me } = this;
-    const status = document.hidden ? HERE.away : HERE.online;
-    const room = client.join(chat.name, { meta: { hue: hueOf(me) }, status });
+    const room = client.join(chat.name, { meta: { hue: hueOf(me) }, status: status() });
     chat.room = room;
     this.rooms.set(chat.name, room);
     room.ready.then(
@@ -180,7 +187,8 @@ export class Visit {
   left(chat, why) {
     chat.room = null;
     this.rooms.delete(chat.name);
-    if (!this.client.closed) toast(`${why} ${chat.title}`, { action: "Join again", run: () => this.show(chat), seconds: 0 });
+    const again = { action: "Join again", run: () => this.show(chat), seconds: 0 };
+    if (!this.client.closed) toast(`${why} ${chat.title}`, again);
     this.drawMembers();
     this.draw();
   }
@@ -211,10 +219,10 @@ export class Visit {
   async load(chat) {
     try {
       const { events, more } = await chat.room.history({ before: chat.log.oldest, limit: PAGE });
-      chat.log.prepend(events.map(({ data, from, at, position }) => ({ id: data.id, from: from.user, text: data.text, at, position })));
+      chat.log.prepend(events.map((/** @type {any} */ event) => message(event.data, event)));
       chat.log.more = more;
     } catch (error) {
-      toast(`Older messages could not be loaded: ${error.message}`);
+      toast(`Older messages could not be loaded: ${/** @type {Error} */ (error).message}`);
     }
     this.draw();
   }
@@ -226,7 +234,7 @@ export class Visit {
    */
   heard(chat, data, { from, at, position }) {
     this.tally.heard(chat.name, position);
-    const isNew = chat.log.add({ id: data.id, from: from.user, text: data.text, at, position });
+    const isNew = chat.log.add(message(data, { from, at, position }));
     clearTimeout(chat.typing.get(from.user));
     chat.typing.delete(from.user);
     if (isNew && from.user !== this.me && (chat !== this.current || document.hidden)) chat.unread++;
@@ -238,9 +246,9 @@ export class Visit {
   /** @param {string} text */
   say(text) {
     const chat = this.current;
-    const message = { id: crypto.randomUUID(), from: this.me, text, at: Date.now() };
+    const mine = { id: crypto.randomUUID(), from: this.me, text, at: Date.now() };
     // With a key, the client may send it over and over: the server takes it once.
-    const sent = chat.log.send(message, ({ id }) => this.room(chat).send("message", { text, id }, { key: id }));
+    const sent = chat.log.send(mine, ({ id }) => this.room(chat).send("message", { text, id }, { key: id }));
     this.typed = performance.now() - TYPING * 0.8; // what we begin now may be shown soon, but not at every word
     sent.then(() => this.draw());
     this.draw();
@@ -267,8 +275,7 @@ export class Visit {
   }
 
   statusChanged() {
-    const status = document.hidden ? HERE.away : HERE.online;
-    for (const room of this.rooms.values()) room.setStatus(status);
+    for (const room of this.rooms.values()) room.setStatus(status());
     if (document.hidden) return;
     this.current.unread = 0;
     this.directs.seen();
@@ -371,7 +378,7 @@ export class Visit {
       const { name, title, room, unread } = chat;
       const here = room?.presence.members.size ?? 0;
       const button = $(`[data-room="${name}"]`) ?? h("button", { "data-room": name });
-      const count = h("span", { className: "count", title: `${here} here` }, String(here), h("span", { className: "unseen" }, " here"));
+      const count = h("span", { className: "count" }, String(here), h("span", { className: "unseen" }, " here"));
       const badge = h("span", { className: "badge" }, String(unread), h("span", { className: "unseen" }, " unread"));
       button.replaceChildren(h("span", { className: "title" }, title), ...(unread ? [badge] : room ? [count] : []));
       button.onclick = () => this.show(chat);
@@ -399,12 +406,18 @@ export class Visit {
   member({ user, status, connections }) {
     const face = h("span", { className: "face" }, avatar(user));
     const name = h("span", { className: "title" }, user);
-    const detail = [user === this.me && "you", status === HERE.away && "away", connections.length > 1 && `${connections.length} pages`];
-    const about = h("span", { className: "about" }, detail.filter(Boolean).join(", "));
+    const pages = connections.length > 1 && `${connections.length} pages`;
+    const details = [user === this.me && "you", status === "away" && "away", pages];
+    const about = h("span", { className: "about" }, details.filter(Boolean).join(", "));
     const item = h("li", { "data-member": user, "data-status": status }, face, name, about);
     if (user === this.me) return item;
     const unread = this.directs.unread(user);
-    const write = h("button", { className: "quiet", "data-dm": user, "aria-label": `Write to ${user}`, onclick: () => (side(false), this.directs.open(user)) }, "Message");
+    const open = () => {
+      side(false);
+      this.directs.open(user);
+    };
+    const label = unread ? `Message ${user}, ${unread} unread` : `Message ${user}`;
+    const write = h("button", { className: "quiet", "data-dm": user, "aria-label": label, onclick: open }, "Message");
     if (unread) write.append(h("span", { className: "badge" }, String(unread)));
     item.append(write);
     return item;

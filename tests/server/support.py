@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -200,7 +200,9 @@ class Site:
         return self.tokens.issue(user, **options)
 
     @asynccontextmanager
-    async def peer(self, user: str | None = None, *rooms: str, session: str | None = None, **options: Any) -> AsyncIterator[Peer]:
+    async def peer(
+        self, user: str | None = None, *rooms: str, session: str | None = None, **options: Any
+    ) -> AsyncIterator[Peer]:
         """Connect; authenticate as `user` where there is one; join `rooms`."""
         async with dial(self.server, **options) as peer:
             if user is not None:
@@ -251,16 +253,18 @@ def mounted(realtime: Realtime, path: str = "/realtime") -> Starlette:
 
 @asynccontextmanager
 async def running(
-    *, app: ASGIApp | None = None, realtime: Realtime | None = None, clock: FakeClock | None = None,
-    server: Mapping[str, Any] | None = None, **options: Any,
+    *,
+    app: ASGIApp | None = None,
+    realtime: Realtime | None = None,
+    clock: FakeClock | None = None,
+    server: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Site]:
     """A site with the usual rooms; `options` are `Realtime`'s, `server` are uvicorn's."""
     clock = clock or FakeClock()
     tokens = new_tokens(clock)
     if realtime is None:
-        realtime = Realtime(
-            **{"authenticate": tokens, "connection": CALM, "rooms": AT_ONCE, "clock": clock, **options}
-        )
+        realtime = Realtime(**{"authenticate": tokens, "connection": CALM, "rooms": AT_ONCE, "clock": clock, **options})
         declare(realtime)
     async with serve(app or mounted(realtime), **(server or {})) as running_server:
         yield Site(realtime, tokens, clock, running_server, itertools.count(1))
@@ -333,10 +337,3 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     if length == 126:
         length = int.from_bytes(await reader.readexactly(2), "big")
     return first & 15, await reader.readexactly(length)
-
-
-@asynccontextmanager
-async def everyone(*entering: Any) -> AsyncIterator[tuple[Any, ...]]:
-    """Several context managers as one."""
-    async with AsyncExitStack() as stack:
-        yield tuple([await stack.enter_async_context(each) for each in entering])

@@ -1,4 +1,4 @@
-"""Who a client is: the first frame, the handshake, sessions of the application, or nobody; and what is no credential."""
+"""Who a client is: by the first frame, the handshake, the application's sessions, or nobody; and who is not let in."""
 
 import base64
 import hashlib
@@ -95,7 +95,7 @@ async def test_who_has_authenticated_in_time_stays(site: Site) -> None:
         await peer.sync()
 
 
-# --- no credentials -----------------------------------------------------------------------------------------------------
+# --- no credentials ---------------------------------------------------------------------------------------------------
 
 
 def _b64(data: object) -> str:
@@ -226,7 +226,7 @@ async def test_rotated_keys_are_good_until_they_are_dropped() -> None:
         assert (await peer.closed())[0] == 4401
 
 
-# --- the application's own ways -------------------------------------------------------------------------------------------
+# --- the application's own ways ---------------------------------------------------------------------------------------
 
 
 async def test_a_cookie_of_the_same_site_is_a_credential() -> None:
@@ -241,7 +241,11 @@ async def test_a_cookie_of_the_same_site_is_a_credential() -> None:
 async def test_starlettes_session_is_a_credential() -> None:
     clock = FakeClock()
     realtime = Realtime(
-        authenticate=StarletteSession("name", expires_key="until"), anonymous=True, connection=CALM, rooms=AT_ONCE, clock=clock
+        authenticate=StarletteSession("name", expires_key="until"),
+        anonymous=True,
+        connection=CALM,
+        rooms=AT_ONCE,
+        clock=clock,
     )
     declare(realtime)
 
@@ -366,10 +370,10 @@ async def test_the_ways_are_asked_in_turn() -> None:
             async with dial(site.server) as peer:
                 assert (await peer.auth(token))["user"] == user
         async with dial(site.server) as peer:
-            assert (await peer.refused("auth", token=SignedTokens("x" * 16, clock=clock).issue("bob")))
+            assert await peer.refused("auth", token=SignedTokens("x" * 16, clock=clock).issue("bob"))
 
 
-# --- nobody in particular -------------------------------------------------------------------------------------------------
+# --- nobody in particular ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ async def scene(site: Site) -> AsyncIterator[Scene]:
         yield Scene(site, room, offender, witness)
 
 
-# --- readable, but no good ------------------------------------------------------------------------------------------
+# --- readable, but no good --------------------------------------------------------------------------------------------
 
 MALFORMED: list[Frame] = [
     {},
@@ -111,7 +111,9 @@ async def test_an_id_that_is_no_integer_gets_no_reply(scene: Scene, id: object) 
     await scene.nobody_is_harmed()
 
 
-@pytest.mark.parametrize("frame", [{"type": "reply"}, {"type": "reply", "id": "1"}, {"type": "reply", "id": 1, "error": 5}])
+@pytest.mark.parametrize(
+    "frame", [{"type": "reply"}, {"type": "reply", "id": "1"}, {"type": "reply", "id": 1, "error": 5}]
+)
 async def test_a_broken_reply_is_never_answered_by_a_reply(scene: Scene, frame: Frame) -> None:
     before = len(scene.offender.heard("reply"))
     await scene.offender.text(json.dumps(frame))
@@ -170,7 +172,7 @@ async def test_an_unknown_event_of_the_connection_is_refused(scene: Scene, event
     await scene.nobody_is_harmed()
 
 
-# --- unreadable -----------------------------------------------------------------------------------------------------
+# --- unreadable -------------------------------------------------------------------------------------------------------
 
 UNREADABLE: dict[str, str | bytes] = {
     "nothing": "",
@@ -210,12 +212,7 @@ UNREADABLE: dict[str, str | bytes] = {
 }
 
 
-@pytest.fixture(params=UNREADABLE.values(), ids=UNREADABLE)
-def unreadable(request: pytest.FixtureRequest) -> str | bytes:
-    frame: str | bytes = request.param
-    return frame
-
-
+@pytest.mark.parametrize("unreadable", UNREADABLE.values(), ids=UNREADABLE.keys())
 async def test_the_tenth_unreadable_frame_within_a_minute_closes(scene: Scene, unreadable: str | bytes) -> None:
     for _ in range(9):
         await scene.offender.websocket.send(unreadable)
@@ -276,7 +273,7 @@ async def test_a_payload_that_is_forwarded_keeps_its_bytes_less_line_ends(scene:
     await scene.nobody_is_harmed()
 
 
-# --- broken below the protocol ---------------------------------------------------------------------------------------
+# --- broken below the protocol ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("payload", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b'{"type":"pong\xe2\x82"}'])

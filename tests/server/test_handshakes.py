@@ -5,10 +5,23 @@ from collections.abc import AsyncIterator
 
 import pytest
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from starlette_realtime import Realtime, SignedTokens
 from starlette_realtime.testing import FakeClock
-from tests.server.support import AT_ONCE, CALM, NATIVE, SECRET, Peer, Site, declare, dial, handshake, new_tokens, running
+from tests.server.support import (
+    AT_ONCE,
+    CALM,
+    NATIVE,
+    SECRET,
+    Peer,
+    Site,
+    declare,
+    dial,
+    handshake,
+    new_tokens,
+    running,
+)
 
 ALLOWED = "https://app.example.com"
 
@@ -21,6 +34,13 @@ async def site(anyio_backend: str) -> AsyncIterator[Site]:
     )
     declare(realtime)
     async with running(realtime=realtime, clock=clock) as site:
+        yield site
+
+
+@pytest.fixture(scope="module", params=["h11", "httptools"])
+async def parsed(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """A site behind each of uvicorn's HTTP parsers."""
+    async with running(cookie="token", server={"http": request.param}) as site:
         yield site
 
 
@@ -41,7 +61,13 @@ def cookie(site: Site, user: str = "alice") -> tuple[str, str]:
 
 # --- origins ----------------------------------------------------------------------------------------------------------
 
-GOOD_ORIGINS = ["http://127.0.0.1:{port}", "https://127.0.0.1:{port}", ALLOWED, f"{ALLOWED}:443", "HTTPS://APP.example.COM"]
+GOOD_ORIGINS = [
+    "http://127.0.0.1:{port}",
+    "https://127.0.0.1:{port}",
+    ALLOWED,
+    f"{ALLOWED}:443",
+    "HTTPS://APP.example.COM",
+]
 
 BAD_ORIGINS = [
     "null",
@@ -161,7 +187,9 @@ async def test_a_program_without_origin_and_cookie_comes_in_with_a_token(site: S
         assert (await program.auth(site.token("alice")))["user"] == "alice"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1@evil.example"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1@evil.example"]
+)
 async def test_a_host_that_is_not_allowed_is_refused_whatever_the_origin_says(host: str) -> None:
     async with running(allowed_hosts=["127.0.0.1"], cookie="token") as site:
         for extra in ([], [f"Origin: http://{host}"], [f"Origin: http://{host}", f"Cookie: token={site.token('a')}"]):
@@ -170,7 +198,7 @@ async def test_a_host_that_is_not_allowed_is_refused_whatever_the_origin_says(ho
             await page.auth()
 
 
-# --- headers that come twice --------------------------------------------------------------------------------------------
+# --- headers that come twice ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,15 +221,20 @@ async def test_a_host_that_is_not_allowed_is_refused_whatever_the_origin_says(ho
         ("Origin: http://evil.example", "Host: evil.example", "Cookie: token={token}"),
     ],
 )
-async def test_a_header_that_comes_twice_lets_nobody_in(site: Site, witness: Peer, lines: tuple[str, ...]) -> None:
-    values = {"port": site.server.port, "token": site.token("alice")}
-    answer = await handshake(site.server, *(line.format(**values) for line in lines))
-    assert answer.turned_away, answer
+async def test_a_header_that_comes_twice_lets_nobody_in(parsed: Site, lines: tuple[str, ...]) -> None:
+    values = {"port": parsed.server.port, "token": parsed.token("alice")}
+    async with parsed.peer("bob", "chat:1") as witness:
+        answer = await handshake(parsed.server, *(line.format(**values) for line in lines))
+        assert answer.turned_away, answer
+        assert [connection.user for connection in parsed.realtime.connections] == ["bob"]
+        await parsed.realtime.at("chat:1").broadcast("news", 1)
+        await witness.expect("event", event="news")
 
 
 @pytest.mark.parametrize("folded", ["Origin: http://127.0.0.1:{port}\r\n .evil.example", "X: y\r\n Origin: http://x"])
-async def test_a_folded_header_lets_nobody_in(site: Site, witness: Peer, folded: str) -> None:
-    answer = await handshake(site.server, folded.format(port=site.server.port), f"Cookie: token={site.token('alice')}")
+async def test_a_folded_header_lets_nobody_in(parsed: Site, folded: str) -> None:
+    lines = (folded.format(port=parsed.server.port), f"Cookie: token={parsed.token('alice')}")
+    answer = await handshake(parsed.server, *lines)
     assert answer.turned_away, answer
 
 
@@ -212,7 +245,7 @@ async def test_two_cookies_of_one_name_are_one_identity_at_most(site: Site, witn
     assert user in ("alice", "carol")
 
 
-# --- credentials ----------------------------------------------------------------------------------------------------------
+# --- credentials ------------------------------------------------------------------------------------------------------
 
 
 def _bad(site: Site) -> dict[str, str]:
@@ -269,7 +302,7 @@ async def test_a_token_in_the_query_is_no_credential(site: Site, witness: Peer, 
         assert (await peer.closed())[0] == 4401
 
 
-@pytest.mark.parametrize("value", ["nonsense", "", "\"quoted", "a; token=b"])
+@pytest.mark.parametrize("value", ["nonsense", "", '"quoted', "a; token=b"])
 async def test_a_cookie_that_is_no_good_leaves_the_first_frame(site: Site, witness: Peer, value: str) -> None:
     headers = [("Cookie", f"token={value}")]
     async with dial(site.server, origin=site.server.url, headers=headers) as page:
@@ -297,16 +330,26 @@ async def test_a_handshake_token_that_expires_before_auth_is_expired(site: Site,
         assert await program.closed() == (4401, "expired")
 
 
-# --- subprotocols -----------------------------------------------------------------------------------------------------------
+# --- subprotocols -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_subprotocol_is_chosen_when_it_is_offered_among_others(site: Site) -> None:
-    lines = ["Sec-WebSocket-Protocol: graphql-ws, other", f"Authorization: Bearer {site.token('alice')}"]
-    async with dial(site.server, subprotocols=[]) as peer:
-        assert peer.websocket.subprotocol is None
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ([], None),
+        ([NATIVE], NATIVE),
+        (["graphql-ws", NATIVE], NATIVE),
+        (["graphql-ws"], None),
+        (["starlette-realtime.v2.json"], None),
+    ],
+)
+async def test_our_subprotocol_is_chosen_wherever_it_is_offered(
+    site: Site, offered: list[Subprotocol], chosen: Subprotocol | None
+) -> None:
+    async with dial(site.server, subprotocols=offered) as peer:
+        assert peer.websocket.subprotocol == chosen
         await peer.auth(site.token("alice"))
-    answer = await handshake(site.server, "Sec-Fetch-Site: cross-site", *lines)
-    assert answer.status == 403
+        await peer.sync()
 
 
 @pytest.mark.parametrize("path", ["/realtime", "/realtime/", "/realtime/ws/", "/realtime/wss", "/realtime/x/ws", "/ws"])

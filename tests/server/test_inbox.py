@@ -79,7 +79,7 @@ def of(site: Site, user: str = "alice") -> Connection:
     return connection
 
 
-# --- the bound ------------------------------------------------------------------------------------------------------------
+# --- the bound --------------------------------------------------------------------------------------------------------
 
 
 async def test_over_thirty_two_commands_wait_with_the_client_and_none_is_lost(
@@ -163,7 +163,7 @@ async def test_running_handlers_have_ten_seconds_after_the_end(site: Site, peer:
     assert desk.done == []
 
 
-# --- requests to the client ---------------------------------------------------------------------------------------------------
+# --- requests to the client -------------------------------------------------------------------------------------------
 
 
 async def test_a_handler_that_waits_for_its_client_hears_it_behind_a_hundred_commands(

@@ -121,9 +121,7 @@ async def test_on_join_and_on_leave_do_not_hear_of_a_link_that_comes_back(site: 
 
 
 @pytest.mark.parametrize("code", [1000, 1001])
-async def test_who_leaves_on_purpose_has_left_at_once(
-    site: Site, bob: Peer, attendance: Attendance, code: int
-) -> None:
+async def test_who_leaves_on_purpose_has_left_at_once(site: Site, bob: Peer, attendance: Attendance, code: int) -> None:
     async with site.peer("alice", "chat:1") as alice:
         await alice.websocket.close(code)
     await gone(site)
@@ -136,8 +134,7 @@ async def test_the_session_is_renewed_with_each_auth_and_stays_the_same(site: Si
     session = None
     for _ in range(3):
         async with site.peer() as alice:
-            fields = {"session": session} if session is not None else {}
-            session = (await alice.auth(site.token("alice"), **fields))["session"]
+            session = (await alice.auth(site.token("alice"), **({"session": session} if session else {})))["session"]
             sids.add(next(iter(site.realtime.connections)).session)
         await gone(site, 0)
         await site.clock.advance(13 * 3600.0)
