@@ -25,7 +25,7 @@ async def open_page(pages: Pages, url: str) -> Page:
 
 
 def test_the_application_has_at_most_forty_lines() -> None:
-    assert len([line for line in block("python").splitlines() if line.strip()]) <= 40
+    assert len(block("python").splitlines()) <= 40
 
 
 async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: Pages) -> None:
