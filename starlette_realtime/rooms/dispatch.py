@@ -42,6 +42,7 @@ from starlette_realtime.payloads import Call, Handler, decoder, encode
 from starlette_realtime.protocols import NativeProtocol
 from starlette_realtime.ratelimit import Rate, TokenBucket
 from starlette_realtime.rooms.admission import Admission, announce
+from starlette_realtime.rooms.attendance import Attendance
 from starlette_realtime.rooms.declaration import Events, Room
 from starlette_realtime.rooms.joining import Joining
 from starlette_realtime.rooms.member import Member, Membership, RoomView
@@ -110,10 +111,13 @@ class Rooms:
         self.publishing.commanded.append(self._asked)
         user_room.publishing = self.publishing
         self.fanout = Fanout(store, clock, control=self._control, presence_interval=options.presence_interval)
+        self.attendance = Attendance(
+            publishing=self.publishing, store=store, topics=self.fanout.topics, clock=clock, absent=self._absent
+        )
         self.joining = Joining(
-            publishing=self.publishing,
             store=store,
             fanout=self.fanout,
+            attendance=self.attendance,
             clock=clock,
             missed=options.missed,
             missed_bytes=options.missed_bytes,
@@ -203,7 +207,7 @@ class Rooms:
 
     def presence_changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
         """Hear of presence that the store changed by itself: see `Store.on_presence`."""
-        self.joining.presence_changed(name, joined, left, self._absent)
+        self.attendance.changed(name, joined, left)
 
     def _absent(self, name: str, entry: Entry) -> Membership | None:
         try:
@@ -229,11 +233,11 @@ class Rooms:
             async with self._clock.timeout(timeout):
                 while self._endings:
                     await asyncio.wait(self._endings)
-                await self.joining.close()
+                await self.attendance.close()
                 await self.fanout.close()
         except TimeoutError:
             logger.warning("not everything was cleared away within %.1f s", timeout)
-            self.joining.cancel()
+            self.attendance.cancel()
             self.fanout.cancel()
 
     @property
@@ -241,6 +245,7 @@ class Rooms:
         """What is held at the moment, for metrics and leak tests."""
         return {
             **self.joining.gauges,
+            **self.attendance.gauges,
             "sessions": len(self.admission.by_session),
             "topics": len(self.fanout.topics),
             "endings": len(self._endings),
@@ -282,7 +287,7 @@ class Rooms:
             names = [command.room] if command.room is not None else list(connection.rooms)
             for name in names:
                 membership = self._membership(connection, name)
-                await self.joining.set_status(membership, status=command.status, meta=command.meta)
+                await self.attendance.set_status(membership, status=command.status, meta=command.meta)
             return EMPTY
         if isinstance(command, GetHistory):
             membership = self._membership(connection, command.room)
@@ -290,7 +295,7 @@ class Rooms:
             page = await self.publishing.history(membership.room, membership.name, before=command.before, limit=limit)
             return Raw(msgspec.json.encode(page))
         assert isinstance(command, GetMembers)
-        return Raw(msgspec.json.encode(await self.joining.roster(self._membership(connection, command.room))))
+        return Raw(msgspec.json.encode(await self.attendance.roster(self._membership(connection, command.room))))
 
     async def _event(self, connection: Connection, command: Send) -> Raw:
         objects: dict[type, object] = {Connection: connection}
@@ -300,7 +305,7 @@ class Rooms:
         else:
             membership = self._membership(connection, command.room)
             bound = membership.room.events.get(command.event)
-            objects[Member] = self.joining.member(membership, command.key or "")
+            objects[Member] = self.attendance.member(membership, command.key or "")
             params = membership.params
         if bound is None:
             raise Refused("unknown_event")

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw
 
-from starlette_realtime.clock import Clock, Timer
+from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, size_of
 from starlette_realtime.errors import (
     ConnectionClosed,
@@ -20,44 +19,30 @@ from starlette_realtime.errors import (
     Unauthenticated,
     Unavailable,
 )
-from starlette_realtime.fanout import Fanout, Topic, read_body, to_event
+from starlette_realtime.fanout import Fanout, read_body, to_event
 from starlette_realtime.messages import (
     Entry,
     Event,
     Gap,
     JoinedRoom,
     Left,
-    MemberInfo,
-    Members,
     Position,
-    Presence,
     Publication,
-    Roster,
     ServerEvent,
     Status,
 )
-from starlette_realtime.payloads import Call, Handler
-from starlette_realtime.presence import Change
 from starlette_realtime.replay import Replay
+from starlette_realtime.rooms.attendance import Attendance
 from starlette_realtime.rooms.declaration import Room
-from starlette_realtime.rooms.member import Member, Membership
-from starlette_realtime.rooms.publishing import Publishing
+from starlette_realtime.rooms.member import Membership
 from starlette_realtime.store import Store
 
 logger = logging.getLogger("starlette_realtime.rooms")
 
 Respond = Callable[[JoinedRoom], ServerEvent]
 
-SAMPLE = 20
-"""How many members are told of a room that has more than it shows."""
-
 _READS = 8
 """How often a join reads the history again when publications overtake it."""
-
-
-class _Linger(Struct, eq=False):
-    membership: Membership
-    timer: Timer
 
 
 class Joining:
@@ -70,25 +55,22 @@ class Joining:
     def __init__(
         self,
         *,
-        publishing: Publishing,
         store: Store,
         fanout: Fanout,
+        attendance: Attendance,
         clock: Clock,
         missed: int = 512,
         missed_bytes: int = 1024 * 1024,
     ) -> None:
-        self._publishing = publishing
         self._store = store
         self._fanout = fanout
+        self._attendance = attendance
         self._clock = clock
         self._missed = missed
         self._missed_bytes = missed_bytes
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._reserved: dict[str, int] = {}
         self._entering: dict[str, set[Membership]] = {}
-        self._departing: dict[tuple[str, str], Membership] = {}
-        self._lingering: dict[tuple[str, str], _Linger] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def gauges(self) -> Mapping[str, int]:
@@ -97,8 +79,6 @@ class Joining:
             "locks": len(self._locks),
             "reserved": len(self._reserved),
             "entering": len(self._entering),
-            "lingering": len(self._lingering),
-            "tasks": len(self._tasks),
         }
 
     # --- joining ----------------------------------------------------------------------------------------------------
@@ -142,7 +122,7 @@ class Joining:
                 _check_kicked(membership)
                 arrived = await self._enter(membership, since, respond)
         if arrived:
-            await self._call(room.arrivals, membership)
+            await self._attendance.call(room.arrivals, membership)
 
     def entering(self, name: str) -> Sequence[Membership]:
         """Who is about to join, and can still be refused."""
@@ -164,18 +144,18 @@ class Joining:
         room, connection = membership.room, membership.connection
         if connection.user is None and not room.public:
             raise Unauthenticated("this room is for signed-in users")
-        if room.authorizer is not None and await room.authorizer(self._call_for(membership)) is not True:
+        if room.authorizer is not None and await room.authorizer(self._attendance.call_for(membership)) is not True:
             raise Forbidden
 
     async def _enter(self, membership: Membership, since: Position | None, respond: Respond) -> bool:
         connection, room, name = membership.connection, membership.room, membership.name
         try:
-            topic = await self._fanout.attach(name, self._show(room) if room.presence else None)
+            topic = await self._fanout.attach(name, self._attendance.show(room) if room.presence else None)
         except StoreError as exc:
             raise Unavailable from exc
         membership.topic = topic
         entered = False
-        arrived: Sequence[Entry] = ()
+        arrived = False
         try:
             replay = None
             if room.history is not None:
@@ -183,8 +163,7 @@ class Joining:
                 topic.buffer(connection, replay)
             if room.tracked:
                 entered = True
-                arrived = await self._store.enter(name, (membership.entry,))
-                await self._replace(membership)
+                arrived = await self._attendance.enter(membership)
             async with connection.recovering if since is not None else _nothing():
                 written = await self._finish(membership, replay, since, respond)
                 if written is not None and since is not None:
@@ -195,24 +174,18 @@ class Joining:
             topic.remove(connection)
             self._fanout.detach(topic)
             if entered:
-                self._spawn(self._undo(membership, told=not arrived))
+                self._attendance.undo(membership, arrived=arrived)
             if isinstance(exc, StoreError):
                 raise Unavailable from exc
             raise
-        return bool(arrived)
-
-    async def _undo(self, membership: Membership, *, told: bool) -> None:
-        # Others have seen it come: so it comes and goes for the handlers, too.
-        if not told:
-            await self._call(membership.room.arrivals, membership)
-        await self._depart(membership)
+        return arrived
 
     async def _finish(
         self, membership: Membership, replay: Replay | None, since: Position | None, respond: Respond
     ) -> "asyncio.Future[None] | None":
         connection, room, topic = membership.connection, membership.room, membership.topic
         assert topic is not None
-        snapshot = await self._snapshot(membership) if room.presence else None
+        snapshot = await self._attendance.roster(membership) if room.presence else None
         deliveries = await self._read(membership.name, replay) if replay is not None else []
         # From here to the queued answer nothing awaits, so that nothing can come in between.
         if connection.closed:
@@ -282,8 +255,8 @@ class Joining:
     async def _again(self, membership: Membership, respond: Respond, meta: Raw | None, status: Status) -> None:
         connection, room = membership.connection, membership.room
         if meta is not None or status != membership.entry.status:
-            await self.set_status(membership, status=status, meta=meta if meta is not None else UNSET)
-        snapshot = await self._snapshot(membership) if room.presence else None
+            await self._attendance.set_status(membership, status=status, meta=meta if meta is not None else UNSET)
+        snapshot = await self._attendance.roster(membership) if room.presence else None
         # Everything up to the process's own position is queued for this connection already.
         position, here = membership.position, membership.topic.position if membership.topic else None
         if (
@@ -309,14 +282,14 @@ class Joining:
                 connection.push(Left(name, code))
             self._fanout.detach(membership.topic)
             if membership.room.tracked:
-                await self._depart(membership)
+                await self._attendance.leave(membership)
 
     def remove(self, connection: Connection, name: str, *, code: str) -> None:
         """Remove the connection from the room at once, whatever else is under way."""
         membership: Membership | None = connection.rooms.get(name)
         if membership is not None and membership.topic is not None:
             membership.topic.remove(connection)
-            self._spawn(self._removed(connection, name, code))
+            self._attendance.spawn(self._removed(connection, name, code))
 
     async def _removed(self, connection: Connection, name: str, code: str) -> None:
         with suppress(NotJoined):
@@ -328,184 +301,11 @@ class Joining:
             membership.topic.remove(connection)
             self._fanout.detach(membership.topic)
             if membership.room.tracked:
-                self._release(membership)
+                self._attendance.release(membership)
         connection.rooms.clear()
-
-    def _release(self, membership: Membership) -> None:
-        connection = membership.connection
-        # Whose session goes on elsewhere is about to join there: a link that was taken over counts as a broken one.
-        linger = membership.room.linger if connection.replaced or not connection.clean else 0.0
-        if not linger:
-            self._spawn(self._depart(membership))
-            return
-        key = (membership.name, connection.session)
-        before = self._lingering.pop(key, None)
-        if before is not None:
-            before.timer.cancel()
-            self._spawn(self._depart(before.membership))
-        timer = self._clock.call_later(linger, self._lingered, key)
-        self._lingering[key] = _Linger(membership, timer)
-
-    def _lingered(self, key: tuple[str, str]) -> None:
-        self._spawn(self._depart(self._lingering.pop(key).membership))
-
-    async def _replace(self, membership: Membership) -> None:
-        """The session is back: what lingered for it goes, and nobody hears that it was away."""
-        before = self._lingering.pop((membership.name, membership.connection.session), None)
-        if before is not None:
-            before.timer.cancel()
-            await self._depart(before.membership)
-
-    async def _depart(self, membership: Membership) -> None:
-        """Leave presence. While the store is away, try again: a member that has gone must not stay as a ghost."""
-        delay = 0.1
-        key = (membership.name, membership.entry.connection)
-        self._departing[key] = membership
-        try:
-            while True:
-                try:
-                    gone = await self._store.leave(membership.name, (membership.entry.connection,))
-                    break
-                except StoreError as exc:
-                    logger.warning("a leave is tried again in %.1f s: %s", delay, exc)
-                    await self._clock.sleep(delay)
-                    delay = min(delay * 2, 5.0)
-        finally:
-            self._departing.pop(key, None)
-        if gone:
-            await self._call(membership.room.departures, membership)
-
-    # --- presence ---------------------------------------------------------------------------------------------------
-
-    def presence_changed(
-        self,
-        name: str,
-        joined: Sequence[Entry],
-        left: Sequence[Entry],
-        absent: Callable[[str, Entry], Membership | None],
-    ) -> None:
-        """
-        The store itself brought users back or removed them: tell the handlers.
-
-        `absent` stands in for a membership of a process that is gone; None where the room is not declared here.
-        """
-        topic = self._fanout.topics.get(name)
-        for entry in joined:
-            connection = topic.members.get(entry.connection) if topic is not None else None
-            membership = connection.rooms.get(name) if connection is not None else self._lingers(name, entry)
-            if membership is not None:
-                self._spawn(self._call(membership.room.arrivals, membership))
-        for entry in left:
-            membership = self._departing.get((name, entry.connection)) or absent(name, entry)
-            if membership is not None:
-                self._spawn(self._call(membership.room.departures, membership))
-
-    def _lingers(self, name: str, entry: Entry) -> Membership | None:
-        for linger in self._lingering.values():
-            membership = linger.membership
-            if membership.name == name and membership.entry.connection == entry.connection:
-                return membership
-        return None
-
-    async def set_status(
-        self, membership: Membership, *, status: Status | None, meta: Raw | UnsetType | None = UNSET
-    ) -> None:
-        """Change the presence record."""
-        entry = membership.entry
-        entry = msgspec.structs.replace(
-            entry,
-            status=status if status is not None else entry.status,
-            meta=entry.meta if isinstance(meta, UnsetType) else meta if meta is not None else UNSET,
-        )
-        membership.entry = entry
-        if membership.room.tracked:
-            try:
-                await self._store.enter(membership.name, (entry,))
-            except StoreError as exc:
-                raise Unavailable from exc
-
-    async def roster(self, membership: Membership) -> Roster:
-        """The members as clients see them; raises `Forbidden` where the room doesn't show them."""
-        if not membership.room.presence:
-            raise Forbidden("this room doesn't show its members")
-        return await self._snapshot(membership)
-
-    async def _snapshot(self, membership: Membership) -> Roster:
-        topic, shown = membership.topic, membership.room.shown
-        assert topic is not None
-        roster = topic.roster
-        if roster is not None and roster.loaded and membership.connection.id in roster and not topic.stale:
-            total = len(roster)
-            entries = roster.entries(shown if total <= shown else min(SAMPLE, shown))
-            return Roster(roster.seq, total, [_info(entry) for entry in entries])
-        try:
-            members: Members = await self._store.members(membership.name, limit=shown)
-        except StoreError as exc:
-            raise Unavailable from exc
-        entries = members.entries if members.total <= shown else members.entries[:SAMPLE]
-        return Roster(members.seq, members.total, [_info(entry) for entry in entries])
-
-    def _show(self, room: Room) -> Callable[[Topic, Change], ServerEvent]:
-        def show(topic: Topic, change: Change) -> ServerEvent:
-            assert topic.roster is not None
-            total = len(topic.roster)
-            if total > room.shown:
-                sample = [_info(entry) for entry in topic.roster.entries(min(SAMPLE, room.shown))]
-                return Presence(topic.name, change.seq, total=total, sample=sample)
-            return Presence(
-                topic.name,
-                change.seq,
-                change.prev,
-                [_info(entry) for entry in change.joined],
-                [_info(entry) for entry in change.updated],
-                change.left,
-                total,
-            )
-
-        return show
-
-    # --- the rest ---------------------------------------------------------------------------------------------------
-
-    async def close(self) -> None:
-        """Let nobody linger, and wait until nothing is owed."""
-        for key, linger in list(self._lingering.items()):
-            linger.timer.cancel()
-            self._lingered(key)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def cancel(self) -> None:
-        """Give up what is owed still."""
-        for task in self._tasks:
-            task.cancel()
-
-    def member(self, membership: Membership, key: str = "") -> Member:
-        """What a handler gets."""
-        return Member(self._publishing, membership, key)
-
-    def _call_for(self, membership: Membership) -> Call:
-        objects = {Member: self.member(membership), Connection: membership.connection}
-        return Call(objects, membership.params)
-
-    async def _call(self, handlers: list[Handler], membership: Membership) -> None:
-        for handler in handlers:
-            try:
-                await handler(self._call_for(membership))
-            except Exception:
-                logger.exception("a handler of %s failed", membership.room.template)
 
     def _alone(self, connection: Connection, name: str) -> AbstractAsyncContextManager[None]:
         return _Lock(self._locks, (connection.id, name))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("leaving a room failed", exc_info=error)
 
 
 class _Lock(AbstractAsyncContextManager[None]):
@@ -572,7 +372,3 @@ async def _nothing() -> AsyncIterator[None]:
 def _check_kicked(membership: Membership) -> None:
     if membership.kicked:
         raise Refused(membership.kicked, "removed while joining")
-
-
-def _info(entry: Entry) -> MemberInfo:
-    return MemberInfo(entry.connection, entry.user, entry.status, entry.meta, entry.since)

@@ -1,0 +1,249 @@
+"""Attendance: who is present in the rooms of this process, for the store, the clients and the handlers."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from starlette_realtime.clock import Clock, Timer
+from starlette_realtime.connection import Connection
+from starlette_realtime.errors import Forbidden, StoreError, Unavailable
+from starlette_realtime.fanout import Topic
+from starlette_realtime.messages import Entry, MemberInfo, Members, Presence, Roster, ServerEvent, Status
+from starlette_realtime.payloads import Call, Handler
+from starlette_realtime.presence import Change
+from starlette_realtime.rooms.declaration import Room
+from starlette_realtime.rooms.member import Member, Membership
+from starlette_realtime.rooms.publishing import Publishing
+from starlette_realtime.store import Store
+
+__all__ = ["Attendance"]
+
+logger = logging.getLogger("starlette_realtime.rooms")
+
+SAMPLE = 20
+"""How many members are told of a room that has more than it shows."""
+
+
+class _Linger(Struct, eq=False):
+    membership: Membership
+    timer: Timer
+
+
+class Attendance:
+    """
+    The presence records of this process's members.
+
+    `topics` are those of the fan-out. `absent` stands in for a membership that this process doesn't have (any more),
+    None where the room is not declared here.
+    """
+
+    def __init__(
+        self,
+        *,
+        publishing: Publishing,
+        store: Store,
+        topics: Mapping[str, Topic],
+        clock: Clock,
+        absent: Callable[[str, Entry], Membership | None],
+    ) -> None:
+        self._publishing = publishing
+        self._store = store
+        self._topics = topics
+        self._clock = clock
+        self._absent = absent
+        self._lingering: dict[tuple[str, str], _Linger] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def gauges(self) -> Mapping[str, int]:
+        """What is held at the moment, for metrics and leak tests."""
+        return {"lingering": len(self._lingering), "tasks": len(self._tasks)}
+
+    # --- coming and going -------------------------------------------------------------------------------------------
+
+    async def enter(self, membership: Membership) -> bool:
+        """
+        Enter presence; tells whether that brought the user. Raises `StoreError`.
+
+        What lingers for the same session goes, and nobody hears that it was away.
+        """
+        arrived = await self._store.enter(membership.name, (membership.entry,))
+        before = self._lingering.pop((membership.name, membership.connection.session), None)
+        if before is not None:
+            before.timer.cancel()
+            await self._depart(before.membership)
+        return bool(arrived)
+
+    def undo(self, membership: Membership, *, arrived: bool) -> None:
+        """Take back an `enter`, one that failed, too."""
+        self.spawn(self._undo(membership, arrived))
+
+    async def _undo(self, membership: Membership, arrived: bool) -> None:
+        if arrived:  # others have seen it come: so it comes and goes for the handlers, too
+            await self.call(membership.room.arrivals, membership)
+        await self._depart(membership)
+
+    async def leave(self, membership: Membership) -> None:
+        """Leave presence at once; a caller that is cancelled doesn't keep it from happening."""
+        await asyncio.shield(self.spawn(self._depart(membership)))
+
+    def release(self, membership: Membership) -> None:
+        """The connection has ended: leave presence, after a linger where the end was not clean."""
+        connection = membership.connection
+        # Whose session goes on elsewhere is about to join there: a link that was taken over counts as a broken one.
+        linger = membership.room.linger if connection.replaced or not connection.clean else 0.0
+        if not linger:
+            self.spawn(self._depart(membership))
+            return
+        key = (membership.name, connection.session)
+        before = self._lingering.pop(key, None)
+        if before is not None:
+            before.timer.cancel()
+            self.spawn(self._depart(before.membership))
+        self._lingering[key] = _Linger(membership, self._clock.call_later(linger, self._lingered, key))
+
+    def _lingered(self, key: tuple[str, str]) -> None:
+        self.spawn(self._depart(self._lingering.pop(key).membership))
+
+    async def _depart(self, membership: Membership) -> None:
+        try:
+            gone = await self._store.leave(membership.name, (membership.entry.connection,))
+        except StoreError as exc:
+            # The store makes it up when it is back, and `changed` hears of it: nobody stays as a ghost.
+            logger.warning("a member leaves when the store is back: %s", exc)
+            return
+        if gone:
+            await self.call(membership.room.departures, membership)
+
+    def changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
+        """The store itself brought users back or removed them (`Store.on_presence`): tell the handlers."""
+        topic = self._topics.get(name)
+        for entry in joined:
+            connection = topic.members.get(entry.connection) if topic is not None else None
+            membership = connection.rooms.get(name) if connection is not None else self._lingers(name, entry)
+            if membership is not None:
+                self.spawn(self.call(membership.room.arrivals, membership))
+        for entry in left:
+            membership = self._absent(name, entry)
+            if membership is not None:
+                self.spawn(self.call(membership.room.departures, membership))
+
+    def _lingers(self, name: str, entry: Entry) -> Membership | None:
+        for linger in self._lingering.values():
+            membership = linger.membership
+            if membership.name == name and membership.entry.connection == entry.connection:
+                return membership
+        return None
+
+    # --- what is shown ----------------------------------------------------------------------------------------------
+
+    async def set_status(
+        self, membership: Membership, *, status: Status | None, meta: Raw | UnsetType | None = UNSET
+    ) -> None:
+        """Change the presence record; raises `Unavailable`."""
+        entry = membership.entry
+        entry = msgspec.structs.replace(
+            entry,
+            status=status if status is not None else entry.status,
+            meta=entry.meta if isinstance(meta, UnsetType) else meta if meta is not None else UNSET,
+        )
+        membership.entry = entry
+        if not membership.room.tracked:
+            return
+        try:
+            await self._store.enter(membership.name, (entry,))
+        except StoreError as exc:
+            raise Unavailable from exc
+        finally:
+            if membership.connection.rooms.get(membership.name) is not membership and not self._stays(membership):
+                # It left meanwhile, and the store may have taken the two in the other order.
+                self.spawn(self._depart(membership))
+
+    def _stays(self, membership: Membership) -> bool:
+        linger = self._lingering.get((membership.name, membership.connection.session))
+        return linger is not None and linger.membership is membership
+
+    async def roster(self, membership: Membership) -> Roster:
+        """The members as clients see them; raises `Forbidden` where the room doesn't show them, and `Unavailable`."""
+        topic, room = membership.topic, membership.room
+        if not room.presence:
+            raise Forbidden("this room doesn't show its members")
+        roster = topic.roster if topic is not None and not topic.stale else None
+        if roster is not None and roster.loaded and membership.connection.id in roster:
+            total = len(roster)
+            entries = roster.entries(room.shown if total <= room.shown else min(SAMPLE, room.shown))
+            return Roster(roster.seq, total, [_info(entry) for entry in entries])
+        try:
+            members: Members = await self._store.members(membership.name, limit=room.shown)
+        except StoreError as exc:
+            raise Unavailable from exc
+        entries = members.entries if members.total <= room.shown else members.entries[:SAMPLE]
+        return Roster(members.seq, members.total, [_info(entry) for entry in entries])
+
+    def show(self, room: Room) -> Callable[[Topic, Change], ServerEvent]:
+        """What a room's members are told of a change."""
+
+        def show(topic: Topic, change: Change) -> ServerEvent:
+            assert topic.roster is not None
+            total = len(topic.roster)
+            if total > room.shown:
+                sample = [_info(entry) for entry in topic.roster.entries(min(SAMPLE, room.shown))]
+                return Presence(topic.name, change.seq, total=total, sample=sample)
+            joined = [_info(entry) for entry in change.joined]
+            updated = [_info(entry) for entry in change.updated]
+            return Presence(topic.name, change.seq, change.prev, joined, updated, change.left, total)
+
+        return show
+
+    # --- handlers ---------------------------------------------------------------------------------------------------
+
+    def member(self, membership: Membership, key: str = "") -> Member:
+        """What a handler gets."""
+        return Member(self._publishing, membership, key)
+
+    def call_for(self, membership: Membership) -> Call:
+        """What `authorize`, `on_join` and `on_leave` may take."""
+        return Call({Member: self.member(membership), Connection: membership.connection}, membership.params)
+
+    async def call(self, handlers: Sequence[Handler], membership: Membership) -> None:
+        """Call handlers that nobody waits for: what they raise is logged."""
+        for handler in handlers:
+            try:
+                await handler(self.call_for(membership))
+            except Exception:
+                logger.exception("a handler of %s failed", membership.room.template)
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Let nobody linger, and wait until nothing is owed."""
+        for key, linger in list(self._lingering.items()):
+            linger.timer.cancel()
+            self._lingered(key)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def cancel(self) -> None:
+        """Give up what is owed still."""
+        for task in self._tasks:
+            task.cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Do what is owed, whoever asked for it may be gone."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("leaving a room failed", exc_info=error)
+
+
+def _info(entry: Entry) -> MemberInfo:
+    return MemberInfo(entry.connection, entry.user, entry.status, entry.meta, entry.since)
