@@ -1,6 +1,6 @@
 """Real-time for Starlette and FastAPI: rooms, presence, history with gap-free resume, acknowledgements, limits."""
 
-from starlette_realtime.auth import AuthGuard, IdentifiedUser, StarletteSession
+from starlette_realtime.auth import Authenticate, AuthGuard, IdentifiedUser, StarletteSession, TokenReader
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
 from starlette_realtime.errors import (
@@ -34,6 +34,7 @@ __all__ = [
     "CLOSE_CODES",
     "ERROR_CODES",
     "AuthGuard",
+    "Authenticate",
     "Clock",
     "CloseCode",
     "ConfigurationError",
@@ -66,6 +67,7 @@ __all__ = [
     "StarletteSession",
     "Store",
     "StoreError",
+    "TokenReader",
     "Unauthenticated",
     "Unavailable",
     "UnknownRoom",

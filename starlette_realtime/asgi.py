@@ -172,14 +172,12 @@ class Origins:
 
     def check(self, scope: Scope) -> bool:
         """Whether this HTTP request or WebSocket handshake may go on."""
-        hosts = header_values(scope, b"host")
         origins = header_values(scope, b"origin")
         sites = header_values(scope, b"sec-fetch-site")
-        if len(hosts) > 1 or len(origins) > 1 or len(sites) > 1:
+        if len(origins) > 1 or len(sites) > 1 or not self.check_host(scope):
             return False
+        hosts = header_values(scope, b"host")
         host = _parse_host(hosts[0].decode("latin-1")) if hosts else None
-        if not self._host_allowed(host) or (hosts and host is None):
-            return False
         if origins:
             return self._origin_allowed(origins[0].decode("latin-1"), host, scope)
         if sites and sites[0] != b"same-origin":
@@ -187,6 +185,14 @@ class Origins:
         if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
             return True
         return not header_values(scope, b"cookie")
+
+    def check_host(self, scope: Scope) -> bool:
+        """Whether the `Host` is one, and an allowed one, whoever asks."""
+        hosts = header_values(scope, b"host")
+        if len(hosts) > 1:
+            return False
+        host = _parse_host(hosts[0].decode("latin-1")) if hosts else None
+        return self._host_allowed(host) and not (hosts and host is None)
 
     def _host_allowed(self, host: tuple[str, int | None] | None) -> bool:
         if self._any_host:

@@ -4,9 +4,9 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Literal, Protocol, cast
 
+import anyio.to_thread
 from starlette.authentication import (
     AuthCredentials,
     AuthenticationBackend,
@@ -14,11 +14,11 @@ from starlette.authentication import (
     BaseUser,
     UnauthenticatedUser,
 )
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, cookie_parser
 
 from starlette_realtime.asgi import Origins, deny, header_values
 from starlette_realtime.clock import Clock
-from starlette_realtime.errors import ConfigurationError, Unauthenticated
+from starlette_realtime.errors import ConfigurationError, Refused, Unauthenticated
 from starlette_realtime.messages import Identity
 from starlette_realtime.patterns import check_user
 from starlette_realtime.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,10 +28,19 @@ __all__ = ["AuthGuard", "Authenticate", "IdentifiedUser", "StarletteSession", "T
 logger = logging.getLogger("starlette_realtime.auth")
 
 
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110 section 9.2.1)."""
+
+INVALID = "the token is not valid"
+
+CLOSING = 10.0
+"""How long a peer may take to read that its credentials have expired, in seconds."""
+
+
 class TokenReader(Protocol):
     """Reads tokens: `SignedTokens` is one."""
 
-    def read(self, token: str) -> Identity:
+    def read(self, token: str) -> Identity | Awaitable[Identity]:
         """Whom the token was issued to; raises `Unauthenticated`."""
         ...
 
@@ -95,10 +104,11 @@ class AuthGuard:
     """
     Authenticates requests and handshakes, checks their origin, and ends a WebSocket whose credentials expire.
 
-    As ASGI middleware it fills `scope["user"]` and `scope["auth"]`. `authenticate` is one or more of `Authenticate`,
-    asked in turn; `cookie` names a cookie that holds a token; `anonymous` lets in who brings no credentials (invalid
-    ones are refused all the same). `origins` are allowed besides the application's own, "*" any; `allowed_hosts`
-    bounds the `Host` header, against DNS rebinding.
+    As ASGI middleware it checks the origin of WebSockets and of requests that are not GET, HEAD or OPTIONS, and fills
+    `scope["user"]` and `scope["auth"]`. `authenticate` is one or more of `Authenticate`, asked in turn; `cookie` names
+    a cookie that holds a token; `anonymous` lets in who brings no credentials (an invalid bearer token is refused all
+    the same). `origins` are allowed besides the application's own, "*" any; `allowed_hosts` bounds the `Host` header,
+    against DNS rebinding.
 
     A token in the query is never read: it ends up in logs.
     """
@@ -121,6 +131,8 @@ class AuthGuard:
                 "nobody could get in: pass authenticate=SignedTokens(secret), or another way, or anonymous=True"
             )
         for way in self._ways:
+            if isinstance(way, type):
+                raise ConfigurationError(f"authenticate takes an instance: {way.__name__}(…), not the class")
             if not isinstance(way, StarletteSession | AuthenticationBackend) and not (
                 hasattr(way, "read") or callable(way)
             ):
@@ -159,25 +171,25 @@ class AuthGuard:
                 identity = await self._ask_backend(way, scope, strict=bool(authorization))
             else:
                 continue
-            if identity is not None:
+            if identity is not None and not self._expired(identity):
                 return self._checked(identity)
-        if authorization:
-            raise Unauthenticated
-        return None
+        return None  # another scheme's header may be a proxy's, that browsers send unasked
 
     async def authenticate(self, token: str, scope: Scope) -> Identity:
         """Whom a token names; raises `Unauthenticated`."""
-        failure = Unauthenticated()
+        failure = Unauthenticated(INVALID)
         for way in self._ways:
             try:
                 identity = await self._read(way, token, scope)
             except Unauthenticated as exc:
-                if failure.code != "expired":
+                if exc.code == "expired":
                     failure = exc
+                elif failure.code != "expired":
+                    failure.__cause__ = exc.__cause__ or exc
                 continue
             if identity is None:
                 continue
-            if identity.expires_at is not None and identity.expires_at <= self._clock.time():
+            if self._expired(identity):
                 failure = Unauthenticated(code="expired")
                 continue
             return self._checked(identity)
@@ -189,6 +201,9 @@ class AuthGuard:
             raise Unauthenticated("send a token, or sign in first")
         return Identity(None)
 
+    def _expired(self, identity: Identity) -> bool:
+        return identity.expires_at is not None and identity.expires_at <= self._clock.time()
+
     def _checked(self, identity: Identity) -> Identity:
         try:
             if identity.user is None:
@@ -196,7 +211,7 @@ class AuthGuard:
             check_user(identity.user)
         except ValueError as exc:
             logger.warning("credentials were valid, but not the user they name: %s", exc)
-            raise Unauthenticated from exc
+            raise Unauthenticated(INVALID) from exc
         return identity
 
     async def _read(self, way: Authenticate, token: str, scope: Scope) -> Identity | None:
@@ -210,12 +225,21 @@ class AuthGuard:
             headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
             headers.append((b"authorization", b"Bearer " + header))
             return await self._ask_backend(way, {**scope, "headers": headers}, strict=True)
-        if hasattr(way, "read"):
-            return cast(TokenReader, way).read(token)
-        result = way(token)
+        read: Callable[[str], Any] | None = getattr(way, "read", None)
+        check = cast(Callable[[str], Any], way)
+        if read is not None:
+            result = read(token)
+        elif _is_async(check):
+            result = check(token)
+        else:
+            result = await anyio.to_thread.run_sync(check, token)  # it may ask a database
         if inspect.isawaitable(result):
             result = await result
-        return Identity(result) if isinstance(result, str) else result
+        if isinstance(result, str):
+            return Identity(result)
+        if result is None or isinstance(result, Identity):
+            return result
+        raise ConfigurationError(f"{way!r} answered with a {type(result).__name__}: an Identity, a user or None is due")
 
     async def _ask_backend(self, backend: AuthenticationBackend, scope: Scope, *, strict: bool) -> Identity | None:
         try:
@@ -234,15 +258,13 @@ class AuthGuard:
         return Identity(name, {"scopes": list(credentials.scopes)})
 
     def _read_cookie(self, scope: Scope) -> str | None:
+        """Our cookie, however odd its neighbours are; one that is there twice is anybody's, and none."""
         if self._cookie is None:
             return None
-        jar: SimpleCookie = SimpleCookie()
-        try:
-            for header in header_values(scope, b"cookie"):
-                jar.load(header.decode("latin-1"))
-        except CookieError:
+        text = ";".join(header.decode("latin-1") for header in header_values(scope, b"cookie"))
+        if [pair.partition("=")[0].strip() for pair in text.split(";")].count(self._cookie) != 1:
             return None
-        return jar[self._cookie].value if self._cookie in jar else None
+        return cookie_parser(text).get(self._cookie)
 
     # --- as middleware ----------------------------------------------------------------------------------------------
 
@@ -253,13 +275,16 @@ class AuthGuard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if not self.origins.check(scope):
+        # A page may be opened from anywhere; what its handlers do on a GET is theirs to keep harmless.
+        reads = scope["type"] == "http" and scope["method"] in SAFE
+        if not (self.origins.check_host(scope) if reads else self.origins.check(scope)):
             await deny(scope, receive, send, status=403, code=4403)
             return
         try:
             identity = await self.handshake(scope) or self.fallback()
-        except Unauthenticated as exc:
-            await deny(scope, receive, send, status=401, code=4401, reason=exc.code)
+        except Refused as exc:
+            status, code = (401, 4401) if isinstance(exc, Unauthenticated) else (403, 4403)
+            await deny(scope, receive, send, status=status, code=code, reason=exc.code, retry_after=exc.retry_after)
             return
         user: BaseUser = IdentifiedUser(identity) if identity.user is not None else UnauthenticatedUser()
         scopes = identity.claims.get("scopes")
@@ -275,6 +300,7 @@ class AuthGuard:
         """Serve a WebSocket until its credentials expire: then it is closed, and the application is told."""
         assert self.app is not None
         expired = asyncio.Event()
+        sending: set[asyncio.Timeout] = set()
         pending: asyncio.Task[Message] | None = None
 
         async def guarded_receive() -> Message:
@@ -294,14 +320,24 @@ class AuthGuard:
         async def guarded_send(message: Message) -> None:
             if expired.is_set():
                 raise OSError("the credentials have expired, and the connection with them")
-            await send(message)
+            try:
+                async with asyncio.timeout(None) as scope:
+                    sending.add(scope)
+                    await send(message)
+            except TimeoutError:
+                raise OSError("the credentials have expired, and the peer doesn't read") from None
+            finally:
+                sending.discard(scope)
 
         async def expire() -> None:
             expired.set()
             try:
-                await send({"type": "websocket.close", "code": 4401, "reason": "expired"})
-            except (OSError, RuntimeError):
-                logger.debug("the peer had gone before its credentials expired")
+                async with self._clock.timeout(CLOSING):
+                    await send({"type": "websocket.close", "code": 4401, "reason": "expired"})
+            except (OSError, RuntimeError) as exc:
+                logger.debug("the peer had gone before its credentials expired, or doesn't read: %r", exc)
+            for scope in sending:
+                scope.reschedule(0.0)
 
         closing: list[asyncio.Task[None]] = []
         timer = self._clock.call_later(
@@ -315,3 +351,7 @@ class AuthGuard:
                 pending.cancel()
             for task in closing:
                 await asyncio.wait((task,))
+
+
+def _is_async(fn: Any) -> bool:
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004

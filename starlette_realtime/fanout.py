@@ -38,6 +38,7 @@ _decode = msgspec.json.Decoder(Body).decode
 _encode = msgspec.json.Encoder().encode
 
 ALL = 2**31 - 1
+"""A limit for members that is none."""
 
 Put = Callable[[tuple[Frame, ...], int], None]
 
@@ -138,6 +139,11 @@ class Topic:
         else:
             self._add(connection)
 
+    def heard(self, connection: Connection) -> Position | None:
+        """Up to where a member has heard the topic; None: nothing since it went live."""
+        behind = self._behind.get(connection.id)
+        return behind[1] if behind is not None else self.position
+
     def _add(self, connection: Connection) -> None:
         key = (type(connection.protocol), None)
         group = self._groups.get(key)
@@ -184,8 +190,18 @@ class Topic:
             if self._reload is not None:
                 self._reload()
 
-    def broadcast(self, event: ServerEvent, *, skip: str | None = None, droppable: bool = False) -> None:
-        """Send one event to every member but those with the session `skip`; `droppable`: not to who lags behind."""
+    def broadcast(
+        self, event: ServerEvent, *, skip: str | None = None, droppable: bool = False, kept: bool = False
+    ) -> None:
+        """
+        Send one event to every member but those with the session `skip`.
+
+        `droppable`: not to who lags behind; `kept`: not to who has had it from the store already.
+        """
+        if self._behind and not kept:
+            for connection, _ in self._behind.values():
+                if skip is None or connection.session != skip:
+                    connection.push(event)
         for group in tuple(self._groups.values()):
             try:
                 frames = group.encode(event, group.view)
@@ -229,7 +245,8 @@ class Topic:
             if member is not None:
                 member.push(event)
             return
-        self.broadcast(event, skip=body.exclude, droppable=publication.position is None)
+        kept = publication.position is not None
+        self.broadcast(event, skip=body.exclude, droppable=not kept, kept=kept)
 
     def _catch_up(self, position: Position) -> None:
         """Let those hear what follows who heard of `position` from the store before this process did."""

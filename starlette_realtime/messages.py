@@ -279,7 +279,13 @@ class Reply(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="repl
 
 
 class Event(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="event"):
-    """Something happened. With `id`, the server wants an answer; with `position`, it is kept. `at`: Unix ms."""
+    """
+    Something happened.
+
+    `data` is JSON as it stands, in bytes: `msgspec.json.decode(event.data)` reads it. With `position`, the event is
+    kept. `sender` is the `connection` and, where the room shows users, the `user` who published it; None: the server.
+    `at` is in Unix milliseconds. With `id`, the server wants an answer.
+    """
 
     event: str
     data: Raw
@@ -432,7 +438,11 @@ class Authenticated(Struct, frozen=True):
 
 
 class Events(Struct, frozen=True):
-    """The `data` of the reply to `history`."""
+    """
+    A page of a room's history, oldest first; also the `data` of the reply to `history`.
+
+    `more`: there are still older ones; `truncated`: there were, and the history has dropped them.
+    """
 
     events: Sequence[Event]
     more: bool

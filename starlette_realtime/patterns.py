@@ -221,6 +221,8 @@ RESERVED = frozenset({"connect", "connect_error", "disconnect", "disconnecting",
 
 def check_event(event: str) -> str:
     """The name of an event that an application may use; raises `ConfigurationError` for one that it may not."""
+    if not isinstance(event, str):
+        raise ConfigurationError('an event is a string: write @room.on("event")')
     if not 1 <= len(event) <= MAX_NAME:
         raise ConfigurationError(f"an event's name has 1 to {MAX_NAME} characters, not {len(event)}")
     if event.startswith("rt:") or event in RESERVED:

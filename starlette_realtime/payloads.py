@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import anyio.to_thread
 import msgspec
+import msgspec.inspect
 from msgspec import Raw
 
 from starlette_realtime.errors import ConfigurationError, InvalidPayload
@@ -51,7 +52,7 @@ class Handler:
     a signature that can't be filled.
     """
 
-    __slots__ = ("fn", "is_async", "sources")
+    __slots__ = ("fn", "is_async", "optional", "sources")
 
     def __init__(
         self,
@@ -66,7 +67,10 @@ class Handler:
             getattr(fn, "__call__", None)  # noqa: B004 - a callable object with an async __call__
         )
         self.sources: dict[str, Source] = {}
+        self.optional: set[str] = set()
         where = getattr(fn, "__qualname__", repr(fn))
+        if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+            raise ConfigurationError(f"{where}: handlers return one value; to send several, broadcast or send them")
         hints = _hints(fn, where)
         free: list[str] = []
         for name, parameter in inspect.signature(fn).parameters.items():
@@ -75,6 +79,12 @@ class Handler:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise ConfigurationError(f"{where}: arguments are passed by name, so {name!r} can't be positional-only")
             kind = hints.get(name, Any)
+            for marker in (parameter.default, *getattr(kind, "__metadata__", ())):
+                if type(marker).__module__.startswith("fastapi."):
+                    raise ConfigurationError(
+                        f"{where}: {type(marker).__name__} is for requests, and isn't resolved in handlers: open what "
+                        f"you need in the handler, or keep it in connection.state"
+                    )
             if isinstance(kind, type) and any(issubclass(kind, known) for known in injectable):
                 self.sources[name] = _by_type(kind)
             elif params is not None and name in params:
@@ -94,10 +104,14 @@ class Handler:
             )
         for name in free:
             self.sources[name] = _by_payload(decoder(hints.get(name, Any)))
+            if inspect.signature(fn).parameters[name].default is not inspect.Parameter.empty:
+                self.optional.add(name)
 
     async def __call__(self, call: Call) -> Any:
         """Call the function; raises `InvalidPayload`, or whatever the function raises."""
-        arguments = {name: source(call) for name, source in self.sources.items()}
+        # An event without data leaves the payload's default as it is; null is data.
+        without = self.optional if call.payload is NULL else ()
+        arguments = {name: source(call) for name, source in self.sources.items() if name not in without}
         if self.is_async:
             return await self.fn(**arguments)
         result = await anyio.to_thread.run_sync(lambda: self.fn(**arguments))
@@ -141,8 +155,11 @@ def decoder(annotation: Any) -> Callable[[Raw], Any]:
         return _pydantic(annotation)
     try:
         typed: msgspec.json.Decoder[Any] = msgspec.json.Decoder(annotation)
+        info = msgspec.inspect.type_info(annotation)
     except (TypeError, NameError) as exc:
         raise ConfigurationError(f"{annotation!r} can't be a payload: {exc}") from exc
+    if isinstance(info, msgspec.inspect.CustomType):
+        raise ConfigurationError(f"{annotation!r} can't be a payload: make it a msgspec.Struct or a dataclass")
 
     def decode(raw: Raw) -> Any:
         try:
@@ -214,18 +231,23 @@ def encode(value: object) -> Raw:
     are not finite or integers beyond 2^53, lone surrogates, over 32 levels): see the wire protocol's payload rules.
     """
     if isinstance(value, Raw):
+        _check(bytes(value))
         return value
     try:
         raw = _encoder.encode(value)
     except (NotImplementedError, RecursionError, OverflowError) as exc:
         raise TypeError(str(exc)) from None
-    try:
-        check(raw.decode())
-    except BadJSON as exc:
-        raise ValueError(f"this can't be sent: {exc}") from None
+    _check(raw)
     if b"null" in raw and not _finite(msgspec.to_builtins(value, enc_hook=_hook)):
         raise ValueError("this can't be sent: a number that is not finite")  # msgspec writes null, silently
     return Raw(raw)
+
+
+def _check(raw: bytes) -> None:
+    try:
+        check(raw)
+    except BadJSON as exc:
+        raise ValueError(f"this can't be sent: {exc}") from None
 
 
 def _finite(value: object) -> bool:

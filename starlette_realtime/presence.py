@@ -66,7 +66,7 @@ class Roster:
         self._gap = gap
         self._entries: dict[str, Entry] = {}
         self._touched: dict[str, bool] = {}
-        self._sent = 0
+        self._sent = -1  # nobody was told anything
         self._last = float("-inf")
         self._timer: Timer | None = None
         self._waiting: list[PresenceDiff] | None = []
@@ -105,14 +105,16 @@ class Roster:
         self._schedule()
 
     def load(self, members: Members) -> None:
-        """Take a whole snapshot, and the diffs that waited for it."""
+        """Take a whole snapshot, and the diffs that waited for it; one that is older than what is known is nothing."""
+        if self._waiting is None and members.seq < self.seq:
+            return
         waiting, self._waiting = self._waiting or [], None
-        first = self.seq == 0 and not self._entries
+        first = self._sent < 0
         now = {entry.connection: entry for entry in members.entries}
         gone = [connection for connection in self._entries if connection not in now]
         self._fold([entry for name, entry in now.items() if self._entries.get(name) != entry], gone)
         self.seq = members.seq
-        if first:  # nobody was shown anything before
+        if first:
             self._sent = self.seq
             self._touched.clear()
         for diff in waiting:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 from starlette_realtime.auth import Authenticate, AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
-from starlette_realtime.errors import ConfigurationError
+from starlette_realtime.errors import CLOSE_CODES, ConfigurationError
 from starlette_realtime.messages import History, Position, Reconnect
 from starlette_realtime.patterns import check_user, encode_user
 from starlette_realtime.payloads import Handler
@@ -24,10 +23,14 @@ from starlette_realtime.router import RoomRouter
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.tokens import Sessions, SignedTokens
 from starlette_realtime.types import Receive, Scope, Send
+from starlette_realtime.workers import count_workers, is_alone
 
 __all__ = ["Realtime"]
 
 logger = logging.getLogger("starlette_realtime")
+
+RETURNING = 500.0
+"""How many clients a second are asked to come back when the process stops."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -153,7 +156,9 @@ class Realtime:
     async def disconnect_user(self, user: str, *, code: int = 4403, error: str = "forbidden") -> None:
         """Close all of a user's connections, with a close code of the table."""
         check_user(user)
-        await self._rooms.publishing.disconnect(user, Disconnect(code, error))
+        if code not in CLOSE_CODES:
+            raise ConfigurationError(f"{code} is no close code: see starlette_realtime.CLOSE_CODES")
+        await self._rooms.publishing.disconnect(Disconnect(user, code, error))
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -197,6 +202,7 @@ class Realtime:
                     await stack.enter_async_context(self.store)
                     self.store.on_presence(self._rooms.presence_changed)
                     self._router.draining = False
+                    self._rooms.publishing.started = True
                     self._stack = stack.pop_all()
             except BaseException:
                 self._entered -= 1
@@ -213,11 +219,15 @@ class Realtime:
         stack, self._stack = self._stack, None
         async with stack:
             self._router.draining = True
-            for connection in list(self._router.connections):
-                connection.push(Reconnect(1.0, "draining"))
-                connection.close(1012, retry_after=1.0)
+            # Spread evenly, so that they don't all come back at once.
+            for number, connection in enumerate(list(self._router.connections)):
+                after = 0.5 + number / RETURNING
+                connection.push(Reconnect(after, "draining"))
+                connection.close(1012, retry_after=after)
             await self._router.drained(self._handler_grace)
             await self._rooms.close(self._handler_grace)
+            self._rooms.publishing.started = False
+            self.store.off_presence(self._rooms.presence_changed)
 
     def _secret(
         self, secret: str | bytes | Sequence[str | bytes] | None, authenticate: object
@@ -239,27 +249,13 @@ class Realtime:
             return
         # Not `sys.orig_argv`: a worker that was spawned has the server's command line in `sys.argv` alone.
         workers = count_workers(sys.argv, os.environ)
-        if workers > 1:
-            message = (
-                f"this server runs {workers} workers, and a MemoryStore belongs to one: members of a room on different "
-                "workers would not hear each other. Run one worker, or share a store between them"
-            )
-            logger.warning(message)
-            if not self._several_workers:
-                raise ConfigurationError(message + " (several_workers=True serves all the same)")
-
-
-_WORKERS = re.compile(r"(?:--workers|--web-concurrency|-w)(?:=|(?<=-w))?(\d+)?")
-
-
-def count_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """How many workers the server was told to run, as far as its command line and `WEB_CONCURRENCY` tell; else 1."""
-    for number, word in enumerate(argv):
-        found = _WORKERS.fullmatch(word)
-        if found is None:
-            continue
-        value = found[1] or next(iter(argv[number + 1 :]), "")
-        if value.isdecimal():
-            return int(value)
-    value = environ.get("WEB_CONCURRENCY", "")
-    return int(value) if value.isdecimal() else 1
+        if workers <= 1 and is_alone():
+            return
+        many = f"{workers} workers" if workers > 1 else "several workers"
+        message = (
+            f"this server runs {many}, and a MemoryStore belongs to one: members of a room on different workers would "
+            "not hear each other. Run one worker; several_workers=True serves all the same"
+        )
+        if not self._several_workers:
+            raise ConfigurationError(message)
+        logger.warning(message)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping
 from importlib.resources import files
 
@@ -9,7 +10,7 @@ from starlette_realtime.asgi import deny, header_values
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
-from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Unauthenticated
+from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Refused, Unauthenticated
 from starlette_realtime.messages import Command, Error, Ping
 from starlette_realtime.protocols import NativeProtocol
 from starlette_realtime.rooms import Rooms
@@ -17,6 +18,8 @@ from starlette_realtime.transports import serve_websocket
 from starlette_realtime.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["RoomRouter"]
+
+logger = logging.getLogger("starlette_realtime.router")
 
 
 class RoomRouter:
@@ -38,6 +41,8 @@ class RoomRouter:
     ) -> None:
         self.app = app
         self.connections: set[Connection] = set()
+        self._handshakes = 0
+        self._refused_origins: set[bytes] = set()
         self.draining = False
         self._empty = asyncio.Event()
         self._rooms = rooms
@@ -63,7 +68,6 @@ class RoomRouter:
 
     def opened(self, connection: Connection) -> None:
         """Welcome a connection, and listen for its heart."""
-        self.connections.add(connection)
         beats = self._beats(connection)
         self._rooms.opened(connection, heartbeat=self._options.heartbeat if beats else 0.0)
         if beats:
@@ -75,8 +79,11 @@ class RoomRouter:
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
-        self.connections.discard(connection)
+        self._forget(connection)
         self._rooms.closed(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
 
@@ -122,20 +129,64 @@ class RoomRouter:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._guard.origins.check(scope):
+            self._tell_origin(scope)
             await _refuse(scope, receive, send, status=403, code=4403)
             return
-        if self.draining or len(self.connections) >= self._max_connections:
+        if self.draining or len(self.connections) + self._handshakes >= self._max_connections:
             code = 1012 if self.draining else 1013
             await _refuse(scope, receive, send, status=503, code=code, retry_after=5.0)
             return
+        # A handshake counts while it is under way, and may not outlive the kit's stop.
+        self._handshakes += 1
+        connection: Connection | None = None
         try:
-            identity = await self._guard.handshake(scope)
-        except Unauthenticated as exc:
-            await _refuse(scope, receive, send, status=401, code=4401, reason=exc.code)
+            connection = await self._handshake(scope, receive, send)
+            if connection is not None:
+                self.connections.add(connection)
+        finally:
+            self._handshakes -= 1
+        if connection is None:
             return
+        offered = NativeProtocol.subprotocol in scope.get("subprotocols", ())
+        subprotocol = NativeProtocol.subprotocol if offered else None
+        try:
+            await serve_websocket(connection, self, receive, send, subprotocol=subprotocol)
+        finally:
+            self._forget(connection)
+
+    def _tell_origin(self, scope: Scope) -> None:
+        """Tell the developer, who sees only a page that doesn't work; each origin once, and not many."""
+        origin = b", ".join(header_values(scope, b"origin"))[:200]
+        if origin in self._refused_origins or len(self._refused_origins) >= 100:
+            return
+        self._refused_origins.add(origin)
+        host = b", ".join(header_values(scope, b"host"))[:200]
+        logger.warning(
+            "refused origin %r for host %r: if that page may connect, add it with origins=[…]",
+            origin.decode("latin-1"),
+            host.decode("latin-1"),
+        )
+
+    async def _handshake(self, scope: Scope, receive: Receive, send: Send) -> Connection | None:
+        """Authenticate a handshake; None where it was refused, and the peer told."""
+        try:
+            async with self._clock.timeout(self._options.auth_timeout):
+                identity = await self._guard.handshake(scope)
+        except TimeoutError:
+            logger.warning("a handshake's credentials took over %.1f s to check", self._options.auth_timeout)
+            await _refuse(scope, receive, send, status=503, code=1013, retry_after=5.0)
+            return None
+        except Refused as exc:
+            status, code = (401, 4401) if isinstance(exc, Unauthenticated) else (403, 4403)
+            logger.info("a handshake was refused: %s", exc.code, exc_info=exc.__cause__)
+            await _refuse(scope, receive, send, status=status, code=code, reason=exc.code, retry_after=exc.retry_after)
+            return None
+        if self.draining:
+            await _refuse(scope, receive, send, status=503, code=1012, retry_after=5.0)
+            return None
         if (await receive())["type"] != "websocket.connect":
-            return
-        connection = Connection(
+            return None
+        return Connection(
             protocol=NativeProtocol(max_size=self._options.message_bytes),
             scope=scope,
             service=self._rooms,
@@ -143,9 +194,6 @@ class RoomRouter:
             options=self._options,
             identity=identity,
         )
-        offered = NativeProtocol.subprotocol in scope.get("subprotocols", ())
-        subprotocol = NativeProtocol.subprotocol if offered else None
-        await serve_websocket(connection, self, receive, send, subprotocol=subprotocol)
 
     async def _script(self, name: str, scope: Scope, send: Send) -> None:
         body, etag = self._scripts[name]

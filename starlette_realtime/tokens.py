@@ -185,12 +185,16 @@ class Sessions:
         token: str = self._serializer.dumps(msgspec.structs.asdict(session))
         return token
 
-    def read(self, token: str, user: str | None) -> str | None:
-        """The session's id, or None when the token is invalid, has expired, or is another user's."""
+    def read(self, token: str, user: str | None, *, expired: bool = False) -> str | None:
+        """
+        The session's id, or None when the token is invalid, has expired, or is another user's.
+
+        With `expired`, its age doesn't matter: for a session that is known to have been in use until now.
+        """
         try:
             session = _open(self._serializer, token, _Session)
         except (BadData, ValueError):
             return None
-        if session.sub != user or _ms(self._clock.time()) >= session.exp:
+        if session.sub != user or (not expired and _ms(self._clock.time()) >= session.exp):
             return None
         return session.sid

@@ -427,9 +427,6 @@ async def while_the_store_is_away(world: World, count: int) -> None:
 async def came_to_rest(world: World) -> None:
     """Move the clock past every period that something may be kept for."""
     await world.clock.advance(60.0)
-    for _ in range(3):
-        await asyncio.sleep(0.001)  # threads have no part in this, but their wake-ups do
-        await settle()
 
 
 def held(world: World) -> dict[str, int]:

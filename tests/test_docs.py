@@ -1,11 +1,17 @@
 """The documentation says what the code does."""
 
+import ast
+import importlib
+import inspect
 import json
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-import pytest
-
+import starlette_realtime
+import starlette_realtime.store
+import starlette_realtime.testing
 from starlette_realtime import CLOSE_CODES, ERROR_CODES
 
 ROOT = Path(__file__).parent.parent
@@ -41,12 +47,48 @@ def test_the_browser_client_has_the_same_close_codes() -> None:
     }
 
 
-@pytest.mark.parametrize("page", ["quickstart.md"])
-def test_the_python_blocks_run_in_their_order(page: str) -> None:
-    namespace: dict[str, object] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+async def test_the_quick_starts_blocks_run_in_their_order() -> None:
+    page: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / "quickstart.md").read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
-    for source in blocks:
-        if re.search(r"^await ", source, re.MULTILINE):
-            source = "async def block():\n" + "".join(f"    {line}\n" for line in source.splitlines())
-        exec(compile(source, page, "exec"), namespace)  # noqa: S102 - our own documentation
+    async with AsyncExitStack() as running:
+        for source in blocks:
+            code = compile(source, "quickstart.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if code.co_flags & inspect.CO_COROUTINE:  # what awaits runs in the application
+                await running.enter_async_context(page["realtime"])
+                await eval(code, page)
+            else:
+                exec(code, page)
+        (event,) = (await page["chat"].at(room_id=42).history()).events
+        assert (event.event, json.loads(bytes(event.data))) == ("message", {"user": "clock", "text": "noon"})
+        store = page["realtime"].store
+        (notification,) = (await store.page("user:ann", before=None, limit=10)).publications
+        assert b"your order has shipped" in notification.data
+
+
+def test_no_other_page_has_python_that_nobody_runs() -> None:
+    pages = [page.name for page in DOCS.glob("*.md") if "```python" in page.read_text()]
+    assert pages == ["quickstart.md"]
+
+
+def test_every_public_name_has_its_entry_in_the_reference() -> None:
+    entries = set(re.findall(r"^::: starlette_realtime\.(\S+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
+    assert entries >= set(starlette_realtime.__all__)
+    for module in (starlette_realtime.store, starlette_realtime.testing):
+        prefix = module.__name__.removeprefix("starlette_realtime.")
+        missing = {name for name in module.__all__ if not {name, f"{prefix}.{name}"} & entries}
+        assert missing == set(), f"of {module.__name__}"
+
+
+def test_the_reference_names_members_that_there_are() -> None:
+    for block in (DOCS / "reference.md").read_text().split("\n::: ")[1:]:
+        path, _, options = block.partition("\n")
+        listed = re.search(r"^ +members:(?: \[(.*)\]|((?:\n +- \w+)+))$", options, re.MULTILINE)
+        if listed is None:
+            continue
+        module, _, name = path.rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
+        bases = [base for base in kind.__mro__ if base.__module__.startswith("starlette_realtime")]
+        source = "".join(map(inspect.getsource, bases))
+        for member in re.findall(r"\w+", listed[1] or listed[2] or ""):
+            assert re.search(rf"^ +(async )?(def |self\.){member}\b|^ +{member}:", source, re.MULTILINE), (path, member)

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 
 LAYERS = (
     ("types", "errors"),
-    ("clock", "messages", "patterns", "asgi"),
+    ("clock", "messages", "patterns", "asgi", "workers"),
     ("replay", "protocols", "tokens", "server"),
     ("store",),
     ("auth", "ratelimit", "presence", "connection", "payloads"),

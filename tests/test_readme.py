@@ -43,6 +43,27 @@ async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: 
         await expect(bob.locator("#log li")).to_have_text(["ann: hello"])
         await bob.locator("input").fill("hello yourself")
         await bob.locator("input").press("Enter")
+        said = ["ann: hello", "bob: hello yourself"]
         for page in (ann, bob):
-            await expect(page.locator("#log li")).to_have_text(["ann: hello", "bob: hello yourself"])
+            await expect(page.locator("#log li")).to_have_text(said)
+            await expect(page.locator("#typing")).to_be_empty()
+
+        await bob.reload()
+        await expect(bob.locator("#log li")).to_have_text(said)
+        await ann.locator("input").press("Enter")  # nothing to send
+        await ann.locator("input").fill("welcome back")
+        await ann.locator("input").press("Enter")
+        for page in (ann, bob):
+            await expect(page.locator("#log li")).to_have_text([*said, "ann: welcome back"])
+        await pages.close()
+
+
+async def test_a_page_without_a_name_asks_for_one(tmp_path: Path, pages: Pages) -> None:
+    (tmp_path / "app.py").write_text(block("python"))
+    (tmp_path / "index.html").write_text(block("html"))
+    async with serve_process("app:app", cwd=tmp_path) as server:
+        page = await pages.new()
+        page.once("dialog", lambda dialog: dialog.accept("cleo"))
+        await page.goto(f"{server.url}/?name=")
+        await expect(page.locator("#members")).to_have_text("cleo")
         await pages.close()

@@ -18,6 +18,12 @@ const SINCE = 100; // positions that the server takes with `auth`
 /** How a refused `auth` ends the link, where the server doesn't close by itself. @type {Record<string, number>} */
 const REFUSED = { unauthenticated: 4401, expired: 4401, forbidden: 4403, rate_limited: 4429, bad_frame: 4400 };
 
+/** What the server can't say better before it knows who is there. @type {Record<string, string>} */
+const OUTSIDE = {
+  forbidden: "the server refused this page's origin, or this user",
+  not_found: "nothing here: connect() takes the path where the kit is mounted, like '/realtime'",
+};
+
 /** @type {Clock} */
 const CLOCK = {
   now: () => Date.now(),
@@ -46,7 +52,7 @@ export function connect(urls, options) {
 export class Client extends Emitter {
   /** @type {"connecting" | "online" | "waiting" | "closed"} */
   state = "connecting";
-  /** @type {{code: number, name: string, reason: string} | null} why it is closed for good */
+  /** @type {{code: number, name: string, reason: string, message: string} | null} why it is closed for good */
   closed = null;
   /** @type {string | null} null: anonymous, or not yet known */
   user = null;
@@ -62,6 +68,10 @@ export class Client extends Emitter {
   #attempt = 0; // unstable links and failures in a row
   #turn = 0; // which opening is the present one
   #rejected = false; // a 4401, and no `auth` since
+  /** @type {RealtimeError | null} the last complaint on the present link */
+  #said = null;
+  /** @type {RealtimeError | null} with which everything ends once it is closed */
+  #over = null;
   #resume = NaN; // clock time that a draining server gave us
   #keys = 0;
   /** @type {any} */
@@ -83,6 +93,9 @@ export class Client extends Emitter {
    */
   constructor(urls, options = {}) {
     super();
+    if (options.token && typeof options.token !== "function") {
+      throw new TypeError("token is a function that returns a token");
+    }
     this.#urls = [urls].flat().map(socketUrl);
     this.#token = options.token;
     this.#timeout = options.timeout ?? 10_000;
@@ -110,7 +123,7 @@ export class Client extends Emitter {
     const known = this.#rooms.get(name);
     if (known) return known;
     const room = this.#room(name, options, false);
-    if (this.closed) this.#end(room, "left", new RealtimeError("closed"));
+    if (this.#over) this.#end(room, "left", this.#over);
     else if (this.state === "online") this.#join(room);
     return room;
   }
@@ -131,7 +144,7 @@ export class Client extends Emitter {
    * @returns {Promise<any>}
    */
   send(event, data, { key = this.#key(), timeout } = {}) {
-    if (this.closed) return Promise.reject(new RealtimeError("closed"));
+    if (this.#over) return Promise.reject(this.#over);
     return this.#outbox.push({ type: "event", event, data, key }, { lane: this, timeout });
   }
 
@@ -166,13 +179,14 @@ export class Client extends Emitter {
 
   /** Close for good: what was not acknowledged fails, rooms end. */
   close() {
-    this.#finish(1000, "closed by the app");
+    this.#finish(1000, new RealtimeError("closed"));
   }
 
   #open() {
     this.#clock.clearTimeout(this.#timer);
     const url = this.#urls[this.#turn++ % this.#urls.length];
     const turn = this.#turn;
+    this.#said = null;
     this.#set("connecting");
     // The token comes before the socket: once that is open, the server waits for `auth` for seconds only.
     this.#ask((error, token) => {
@@ -223,7 +237,7 @@ export class Client extends Emitter {
     link.request(encode({ type: "auth", token, session: this.#session, since }), (error, data) => {
       if (error) {
         if (error.code === "disconnected") return;
-        this.#warn(error);
+        this.#warn((this.#said = error));
         return link.end(REFUSED[error.code] ?? 1013, `${error.code};${error.retryAfter ?? ""}`);
       }
       link.live();
@@ -231,7 +245,7 @@ export class Client extends Emitter {
       this.#rejected = false;
       const user = data.user ?? null;
       // What one user wrote isn't sent in the name of the next one.
-      if (this.#session !== undefined && user !== this.user) this.#outbox.drop("user_changed");
+      if (this.#session !== undefined && user !== this.user) this.#outbox.drop(new RealtimeError("user_changed"));
       this.#session = data.session;
       this.user = user;
       for (const room of this.#rooms.values()) if (!room.served) this.#join(room);
@@ -259,15 +273,20 @@ export class Client extends Emitter {
     const row = CLOSE_CODES[code];
     const [name, after] = reason.split(";");
     const why = name || row?.name || "connection_lost";
-    const asked = Math.max(Number(after) * 1000 || 0, this.#resume - now || 0);
+    const asked = Math.max(Number(after) ? this.#spread(Number(after)) : 0, this.#resume - now || 0);
+    const error = this.#said?.code === why ? this.#said : new RealtimeError(why, this.#outside(why));
     this.#link = null;
     this.#online = this.#resume = NaN;
     this.connection = null;
     for (const room of this.#rooms.values()) room.state = "joining";
-    if (row?.reconnect === "no" || (row?.reconnect === "token" && this.#rejected)) return this.#finish(code, why);
+    if (row?.reconnect === "no" || (row?.reconnect === "token" && this.#rejected)) {
+      this.#finish(code, error);
+      if (error !== this.#said) this.#warn(error);
+      return;
+    }
     if (row?.reconnect === "token") this.#rejected = true;
     if (stable) this.#attempt = 0;
-    // A draining server has spread its clients already.
+    // A draining server says when.
     const retryIn = stable && announced ? asked : Math.max(asked, this.#jitter(this.#attempt++));
     this.#asked = asked > 0;
     this.#timer = this.#clock.setTimeout(() => this.#open(), retryIn);
@@ -281,27 +300,29 @@ export class Client extends Emitter {
 
   /**
    * @param {number} code
-   * @param {string} reason
+   * @param {RealtimeError} error
    */
-  #finish(code, reason) {
+  #finish(code, error) {
     if (this.closed) return;
     this.#turn++; // whatever is opening is too late
     this.#clock.clearTimeout(this.#timer);
     globalThis.removeEventListener?.("online", this.#wake);
-    this.closed = { code, name: CLOSE_CODES[code]?.name ?? "closed", reason };
+    const [reason, message] = [error.code, error.message];
+    this.#over = error;
+    this.closed = { code, name: CLOSE_CODES[code]?.name ?? "closed", reason, message };
     this.state = "closed";
     this.connection = null;
     const link = this.#link;
     this.#link = null;
     link?.end(code, reason);
-    this.#outbox.drop("closed");
-    for (const room of [...this.#rooms.values()]) this.#end(room, "left", new RealtimeError("closed"));
-    this.#set("closed", { code, reason });
+    this.#outbox.drop(error);
+    for (const room of [...this.#rooms.values()]) this.#end(room, "left", error);
+    this.#set("closed", { code, reason, message });
   }
 
   /**
    * @param {Client["state"]} state
-   * @param {{code?: number, reason?: string, retryIn?: number}} [detail]
+   * @param {{code?: number, reason?: string, message?: string, retryIn?: number}} [detail]
    */
   #set(state, detail) {
     this.state = state;
@@ -331,7 +352,7 @@ export class Client extends Emitter {
         break;
       case "left":
         // What the server had joined and won't again is over, too.
-        if (room && (there || room.served)) this.#end(room, "left", new RealtimeError(frame.code));
+        if (room && (there || room.served)) this.#end(room, "left", new RealtimeError(frame.code, removed(frame)));
         break;
       case "reset":
         there?.reset(frame);
@@ -345,17 +366,25 @@ export class Client extends Emitter {
         }
         break;
       case "expiring":
-        if (this.#token) this.refresh().catch((error) => this.#warn(error));
+        if (this.#token) this.#renew(link);
         break;
-      case "reconnect":
-        this.#resume = this.#clock.now() + frame.after * 1000;
-        this.#clock.setTimeout(() => link.end(1012, frame.reason), frame.after * 1000);
+      case "reconnect": {
+        const wait = this.#spread(frame.after);
+        this.#resume = this.#clock.now() + wait;
+        this.#clock.setTimeout(() => link.end(1012, frame.reason), wait);
         break;
+      }
       case "limits":
         this.emit("rt:limits", frame);
         break;
       case "error":
-        this.#warn(new RealtimeError(frame.code, frame.message, frame.retry_after, frame.fields));
+        this.#said = new RealtimeError(
+          frame.code,
+          this.#outside(frame.code) || frame.message,
+          frame.retry_after,
+          frame.fields,
+        );
+        this.#warn(this.#said);
     }
   }
 
@@ -372,8 +401,8 @@ export class Client extends Emitter {
     else if (room?.accept(frame)) result = room.deliver(frame, false);
     if (id === undefined) return;
     /** @param {string} code */
-    const refuse = (code) => void link.send(encode({ type: "reply", id, error: { code, message: "" } }));
-    if (!result) return refuse("unknown_event");
+    const refuse = (code, message = "") => void link.send(encode({ type: "reply", id, error: { code, message } }));
+    if (!result) return refuse("unknown_event", `the page has no listener for ${frame.event}`);
     result.then(
       (data) => {
         try {
@@ -457,7 +486,7 @@ export class Client extends Emitter {
   #end(room, state, error) {
     this.#rooms.delete(room.name);
     room.end(state, error);
-    this.#outbox.drop("not_joined", room);
+    this.#outbox.drop(error, room);
   }
 
   /** @param {object} frame */
@@ -482,10 +511,46 @@ export class Client extends Emitter {
     return error.retryAfter ? error.retryAfter * 1000 : this.#jitter(tries);
   }
 
+  /**
+   * What the server says to everybody at once must not bring everybody back at once.
+   * @param {number} seconds
+   */
+  #spread(seconds) {
+    const ms = seconds * 1000;
+    return ms + this.#random() * Math.max(250, ms / 5);
+  }
+
+  /**
+   * Refresh, until it works or the link ends.
+   * @param {Link} link
+   * @param {number} [tries]
+   */
+  #renew(link, tries = 0) {
+    if (this.#link !== link) return;
+    this.refresh().catch((error) => {
+      if (this.#link !== link) return;
+      this.#warn(error);
+      this.#clock.setTimeout(() => this.#renew(link, tries + 1), this.#pause(error, tries));
+    });
+  }
+
+  /**
+   * @param {string} code
+   * @returns {string | undefined} what a refusal before `welcome` means
+   */
+  #outside(code) {
+    return this.connection === null ? OUTSIDE[code] : undefined;
+  }
+
   /** @param {RealtimeError} error */
   #warn(error) {
     if (!this.emit("rt:error", error)) console.warn(error);
   }
+}
+
+/** @param {{room: string, code: string}} frame */
+function removed({ room, code }) {
+  return code === "not_joined" ? "" : `the server removed this page from ${room}: ${code}`;
 }
 
 /** @param {Room} room the user's own, whose events the client emits as well */

@@ -19,9 +19,10 @@ export class RealtimeError extends Error {
 
 /** @type {Record<string, string>} */
 const MESSAGES = {
-  closed: "the client is closed: connect again",
+  closed: "the app has closed the client",
   disconnected: "the link broke before the answer",
-  not_joined: "the room was left, or refused, before this was sent: join it again",
+  left: "the app has left the room: join it again",
+  not_joined: "the server has not joined this page to the room again",
   queue_full: "too much is waiting to be sent: raise `queue`, or await what you send",
   timeout: "no answer in time; it may still have arrived",
   token_timeout: "the token callback did not settle in time",

@@ -102,6 +102,7 @@ export class Link {
    * @param {Done} [done]
    */
   request(body, done) {
+    if (this.#ended) return done?.(new RealtimeError("disconnected"));
     const id = ++this.#last;
     this.send(`{"id":${id},${body.slice(1)}`);
     if (done) this.#pending.set(id, done);

@@ -47,7 +47,7 @@ export class Outbox {
   push(frame, { lane, room, timeout }) {
     return new Promise((resolve, reject) => {
       const body = encode(frame); // now: the caller may change its object later
-      if (room && gone(room)) throw new RealtimeError("not_joined");
+      if (room?.error) throw room.error;
       if (this.#entries.length >= this.#limit) throw new RealtimeError("queue_full");
       /** @type {Entry} */
       const entry = { body, lane, room, resolve, reject, flying: false, doubt: false, until: 0, tries: 0, timers: [] };
@@ -69,7 +69,7 @@ export class Outbox {
       if (!entry.flying) {
         // By the clock, not by the timer alone: timers stop while a machine sleeps.
         if (entry.deadline !== undefined && now >= entry.deadline) {
-          this.#fail(entry, "uncertain");
+          this.#fail(entry, new RealtimeError("uncertain"));
           continue;
         }
         if (now >= entry.until && flying < this.#window && (entry.room?.state ?? "joined") === "joined") {
@@ -83,13 +83,13 @@ export class Outbox {
 
   /**
    * Give up what waits for `room`, or for anything. What is under way to a room still gets its answer.
-   * @param {string} code
+   * @param {RealtimeError} error
    * @param {Room} [room]
    */
-  drop(code, room) {
+  drop(error, room) {
     for (const entry of [...this.#entries]) {
-      if (!room) this.#fail(entry, entry.flying ? "uncertain" : code);
-      else if (entry.room === room && !entry.flying) this.#fail(entry, code);
+      if (!room) this.#fail(entry, entry.flying ? new RealtimeError("uncertain") : error);
+      else if (entry.room === room && !entry.flying) this.#fail(entry, error);
     }
   }
 
@@ -143,10 +143,10 @@ export class Outbox {
    */
   #refused(entry, error) {
     const { room } = entry;
-    const over = room && gone(room);
+    const over = room?.error;
     // A store that failed may have stored; a rate limit has not.
     if (error.code === "disconnected" || error.code === "unavailable") entry.doubt = true;
-    if (error.code === "disconnected") return over && this.#fail(entry, "not_joined");
+    if (error.code === "disconnected") return over && this.#fail(entry, over);
     if (error.code === "not_joined" && room?.state === "joining") return;
     // One limit often holds for many lanes: feel the way, one command at a time.
     if (error.code === "rate_limited") this.#window = 1;
@@ -160,7 +160,7 @@ export class Outbox {
         this.pump();
       };
       entry.timers.push(this.#clock.setTimeout(rested, wait));
-    } else if (entry.doubt) this.#fail(entry, "uncertain");
+    } else if (entry.doubt) this.#fail(entry, new RealtimeError("uncertain"));
     else this.#settle(entry, () => entry.reject(error));
   }
 
@@ -171,7 +171,7 @@ export class Outbox {
    */
   #expire(entry, ms, code) {
     const expired = () => {
-      this.#fail(entry, code);
+      this.#fail(entry, new RealtimeError(code));
       this.pump();
     };
     entry.timers.push(this.#clock.setTimeout(expired, ms));
@@ -179,10 +179,11 @@ export class Outbox {
 
   /**
    * @param {Entry} entry
-   * @param {string} code
+   * @param {RealtimeError} error
    */
-  #fail(entry, code) {
-    this.#settle(entry, () => entry.reject(new RealtimeError(entry.doubt && code !== "timeout" ? "uncertain" : code)));
+  #fail(entry, error) {
+    const lost = entry.doubt && error.code !== "timeout";
+    this.#settle(entry, () => entry.reject(lost ? new RealtimeError("uncertain") : error));
   }
 
   /**
@@ -196,9 +197,4 @@ export class Outbox {
     entry.timers.forEach((timer) => this.#clock.clearTimeout(timer));
     how();
   }
-}
-
-/** @param {Room} room */
-function gone(room) {
-  return room.state === "left" || room.state === "refused";
 }

@@ -16,13 +16,16 @@ export class Room extends Emitter {
   state = "joining";
   /** @type {Position | null} the last kept event that was delivered; null: none yet, or an ephemeral room */
   position;
-  /** @type {Promise<void>} the first join; rejects with a RealtimeError */
-  ready;
+  /** @type {RealtimeError | null} why it was left or refused; what is sent here is rejected with it */
+  error = null;
   presence;
   /** @internal @type {JoinOptions} */
   self;
   #known = false; // joined once, so that the next join has something to resume
   #port;
+  /** @type {Promise<void>} */
+  #ready;
+  #awaited = false;
   /** @type {() => void} */
   #resolve = () => {};
   /** @type {(error: RealtimeError) => void} */
@@ -42,12 +45,18 @@ export class Room extends Emitter {
     this.position = since ?? null;
     this.self = { meta, status };
     this.#port = port(this);
-    this.ready = new Promise((resolve, reject) => {
+    this.#ready = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    this.ready.catch(() => {}); // whoever doesn't await it hears `rt:refused`
+    this.#ready.catch(() => {}); // whoever doesn't await it hears `rt:refused`
     this.presence = new Presence(() => this.#port.push({ type: "members", room: name }, { lane: {}, room: this }));
+  }
+
+  /** @type {Promise<void>} the first join; rejects with a RealtimeError */
+  get ready() {
+    this.#awaited = true;
+    return this.#ready;
   }
 
   /**
@@ -179,9 +188,15 @@ export class Room extends Emitter {
    */
   end(state, error) {
     this.state = state;
+    this.error = error;
     this.#reject(error);
-    if (state === "refused") this.emit("rt:refused", error);
-    else this.emit("rt:left", { code: error.code });
+    if (state === "refused") {
+      const heard = this.emit("rt:refused", error);
+      // A moment later, since a join can be refused before the app gets to `ready`.
+      queueMicrotask(() => {
+        if (!heard && !this.#awaited) console.warn(`${this.name} was refused (${error.code}): ${error.message}`);
+      });
+    } else this.emit("rt:left", { code: error.code });
   }
 }
 

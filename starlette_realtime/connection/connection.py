@@ -12,7 +12,7 @@ from starlette_realtime.asgi import close_reason
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection.lanes import Lanes
 from starlette_realtime.connection.outbox import Outbox
-from starlette_realtime.errors import CLOSE_CODES, ConnectionClosed, Refused, Unavailable
+from starlette_realtime.errors import CLOSE_CODES, ConfigurationError, ConnectionClosed, Refused, Unavailable
 from starlette_realtime.messages import Answer, Error, Event, Identity, Position, ServerEvent
 from starlette_realtime.patterns import check_event
 from starlette_realtime.protocols.base import WireProtocol
@@ -50,6 +50,11 @@ class ConnectionOptions:
     rooms: int = 100
     """Rooms that a client may be in; the server's own joins don't count."""
 
+    @property
+    def largest(self) -> int:
+        """The largest event or reply for one client, in bytes: over it, the client would seem to lag behind."""
+        return self.outbox_bytes // 2
+
 
 class Service(Protocol):
     """What a connection asks of the layer above it."""
@@ -75,8 +80,14 @@ class Connection:
     """
     One client session.
 
-    Handlers get it by annotation. `id` is public; `identity` is who it is (None before `auth`); `session` is the
-    continuity over reconnects, and secret; `state` is the application's own; `scope` is the handshake's.
+    Handlers get it by annotation, or as `member.connection`.
+
+    Attributes:
+        id (str): Its public id, which others in a room see, and which `send_to` and `kick` take.
+        identity (Identity | None): Who it is; None before `auth`. A refresh brings another one, of the same user.
+        session (str): The continuity over reconnects, the same when this client comes back. A secret of the client's.
+        state (dict[str, Any]): The application's own: whatever it keeps as long as this connection lasts.
+        scope (Scope): The ASGI scope of the handshake: headers, client, path.
     """
 
     def __init__(
@@ -109,6 +120,8 @@ class Connection:
         self.close_reason = ""
         self.clean = False
         self.replaced = False
+        self.welcomed = False
+        self.renewed = clock.now()
         self.gone = False
         self.aborted: Callable[[], object] | None = None
         self.recovering = asyncio.Lock()
@@ -154,7 +167,7 @@ class Connection:
 
     async def send(self, event: str, data: object = None) -> None:
         """Send an event to this connection alone: no position, no history. Nothing happens after its end."""
-        self.push(Event(check_event(event), self.encode(data)))
+        self.push(Event(check_event(event), self.fitting(data)))
 
     @overload
     async def request(self, event: str, data: object = None, *, timeout: float | None = None) -> Any: ...
@@ -202,13 +215,15 @@ class Connection:
         The client gets an `error` event with `error` (the close code's name by default), `message` and `retry_after`
         (seconds) before. What waits is written first, unless `discard`.
         """
+        row = CLOSE_CODES.get(code)
+        if row is None:
+            raise ConfigurationError(f"{code} is no close code: see starlette_realtime.CLOSE_CODES")
         if self.closed:
             return
-        row = CLOSE_CODES.get(code)
-        name = error or (row.name if row else "internal")
+        name = error or row.name
         self.close_code = code
         self.close_reason = close_reason(name, retry_after)
-        frames = self.protocol.send(Error(name, message or (row.meaning if row else ""), retry_after))
+        frames = self.protocol.send(Error(name, message or row.meaning, retry_after))
         self.outbox.finish(frames, discard=discard)
         # A peer that neither reads nor closes must not hold on to its connection.
         self.timers["closing"] = self.clock.call_later(self.options.send_timeout, self.abort)
@@ -218,6 +233,13 @@ class Connection:
     def encode(self, value: object) -> Raw:
         """Encode what the application sends; raises `TypeError` or `ValueError` for what can't be sent."""
         return self._service.encode(value)
+
+    def fitting(self, value: object) -> Raw:
+        """`encode`, and raise `Refused` (`too_large`) for more than a client may be sent at once."""
+        raw = self.encode(value)
+        if len(bytes(raw)) > self.options.largest:
+            raise Refused("too_large", f"an event may have {self.options.largest} bytes")
+        return raw
 
     def push(self, event: ServerEvent) -> None:
         """Queue one event for this connection."""
@@ -238,7 +260,7 @@ class Connection:
             raise ConnectionClosed(self.close_code or 1006, self.close_reason)
         if len(self._requests) >= self.options.requests:
             raise Unavailable("too many requests to this client are open")
-        raw = self.encode(data)
+        raw = self.fitting(data)
         check_event(event)
         self._last_request = number = self._last_request + 1
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from starlette_realtime.auth import AuthGuard
-from starlette_realtime.clock import Clock
+from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConnectionClosed, Forbidden, Refused, Unauthenticated, UnknownRoom
 from starlette_realtime.messages import Auth, Authenticated, Expiring, Identity, Joined, JoinedRoom, Left
@@ -20,6 +20,10 @@ logger = logging.getLogger("starlette_realtime.rooms")
 
 EXPIRING = 25.0
 """How long before its credentials expire a client is told, in seconds; at most half of their life."""
+
+
+REMEMBERED = 120.0
+"""How long after its connection's end a session that is past its age still counts, in seconds: as long as keys do."""
 
 
 class Admission:
@@ -42,6 +46,7 @@ class Admission:
         self._clock = clock
         self._on_connect = on_connect
         self.by_session: dict[str, Connection] = {}
+        self._ended: dict[str, Timer] = {}
 
     def awaits(self, connection: Connection) -> None:
         """Give the client its time for `auth`."""
@@ -75,6 +80,7 @@ class Admission:
             connection.since = dict(command.since)
         self._watch_expiry(connection, identity)
         left = None if identity.expires_at is None else max(0.0, identity.expires_at - self._clock.time())
+        connection.renewed = self._clock.now()
         answer(Authenticated(identity.user, left, self._sessions.issue(connection.session, identity.user)))
         if first:
             await self._welcome(connection)
@@ -83,16 +89,19 @@ class Admission:
 
     def closed(self, connection: Connection) -> None:
         """The connection has ended."""
-        if self.by_session.get(connection.session) is connection:
-            del self.by_session[connection.session]
+        if self.by_session.get(connection.session) is not connection:
+            return
+        del self.by_session[connection.session]
+        if self._clock.now() - connection.renewed >= self._sessions.max_age / 2:
+            # Its token may be past its age, which counts from its last use: let it be used once more.
+            sid = connection.session
+            self._ended[sid] = self._clock.call_later(REMEMBERED, self._ended.pop, sid, None)
 
     async def _identify(self, connection: Connection, command: Auth) -> Identity:
         if command.token is not None:
             return await self._guard.authenticate(command.token, connection.scope)
-        identity = connection.presented or self._guard.fallback()
-        if connection.identity is not None or (
-            identity.expires_at is not None and identity.expires_at <= self._clock.time()
-        ):
+        identity = connection.identity or connection.presented or self._guard.fallback()
+        if identity.expires_at is not None and identity.expires_at <= self._clock.time():
             raise Unauthenticated("send a new token", code="expired")
         return identity
 
@@ -102,14 +111,25 @@ class Admission:
         connection.close(code, error=refusal.code, message=refusal.message, retry_after=refusal.retry_after)
 
     def _continue_session(self, connection: Connection, token: str | None) -> None:
-        sid = self._sessions.read(token, connection.user) if token is not None else None
-        connection.session = sid or self._sessions.new_sid()
+        connection.session = self._session(token, connection.user) or self._sessions.new_sid()
+        ended = self._ended.pop(connection.session, None)
+        if ended is not None:
+            ended.cancel()
         before = self.by_session.get(connection.session)
         if before is not None:
             # Most often the peer has lost that link and we haven't noticed: then nobody hears this.
             before.replaced = True
             before.close(4403, message="the session goes on in another connection", discard=True)
         self.by_session[connection.session] = connection
+
+    def _session(self, token: str | None, user: str | None) -> str | None:
+        if token is None:
+            return None
+        sid = self._sessions.read(token, user)
+        if sid is not None:
+            return sid
+        sid = self._sessions.read(token, user, expired=True)
+        return sid if sid in self.by_session or sid in self._ended else None
 
     def _watch_expiry(self, connection: Connection, identity: Identity) -> None:
         connection.cancel_timer("expiring")
@@ -125,6 +145,7 @@ class Admission:
         if connection.user is not None:
             await self._join_user_room(connection, connection.user)
         try:
+            connection.welcomed = True
             for handler in self._on_connect:
                 await handler(Call({Connection: connection}))
         except Refused as refusal:

@@ -11,8 +11,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import Forbidden, StoreError, Unavailable
-from starlette_realtime.fanout import Topic
-from starlette_realtime.messages import Entry, MemberInfo, Members, Presence, Roster, ServerEvent, Status
+from starlette_realtime.fanout import ALL, Topic
+from starlette_realtime.messages import Entry, MemberInfo, Presence, Roster, ServerEvent, Status
 from starlette_realtime.payloads import Call, Handler
 from starlette_realtime.presence import Change
 from starlette_realtime.rooms.declaration import Room
@@ -23,6 +23,9 @@ from starlette_realtime.store import Store
 __all__ = ["Attendance"]
 
 logger = logging.getLogger("starlette_realtime.rooms")
+
+HANDLING = 30.0
+"""How long one `on_join` or `on_leave` may take, in seconds: those of the same user wait for it."""
 
 SAMPLE = 20
 """How many members are told of a room that has more than it shows."""
@@ -56,12 +59,13 @@ class Attendance:
         self._clock = clock
         self._absent = absent
         self._lingering: dict[tuple[str, str], _Linger] = {}
+        self._telling: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def gauges(self) -> Mapping[str, int]:
         """What is held at the moment, for metrics and leak tests."""
-        return {"lingering": len(self._lingering), "tasks": len(self._tasks)}
+        return {"lingering": len(self._lingering), "telling": len(self._telling), "tasks": len(self._tasks)}
 
     # --- coming and going -------------------------------------------------------------------------------------------
 
@@ -84,7 +88,7 @@ class Attendance:
 
     async def _undo(self, membership: Membership, arrived: bool) -> None:
         if arrived:  # others have seen it come: so it comes and goes for the handlers, too
-            await self.call(membership.room.arrivals, membership)
+            self.tell(membership, joined=True)
         await self._depart(membership)
 
     async def leave(self, membership: Membership) -> None:
@@ -117,7 +121,37 @@ class Attendance:
             logger.warning("a member leaves when the store is back: %s", exc)
             return
         if gone:
-            await self.call(membership.room.departures, membership)
+            await asyncio.shield(self.tell(membership, joined=False))
+
+    def tell(self, membership: Membership, *, joined: bool) -> "asyncio.Task[None]":
+        """
+        Call `on_join` or `on_leave`, after what was told of the same user in the same room before.
+
+        So the two never overlap, whatever the connections do, and a row that one writes is there for the other.
+        """
+        key = (membership.name, membership.entry.who)
+        handlers = membership.room.arrivals if joined else membership.room.departures
+        task = self.spawn(self._tell(self._telling.get(key), handlers, membership))
+        self._telling[key] = task
+
+        def told(_: "asyncio.Task[None]") -> None:
+            if self._telling.get(key) is task:
+                del self._telling[key]
+
+        task.add_done_callback(told)
+        return task
+
+    async def _tell(
+        self, before: "asyncio.Task[None] | None", handlers: Sequence[Handler], membership: Membership
+    ) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        for handler in handlers:
+            try:
+                async with self._clock.timeout(HANDLING):
+                    await handler(self.call_for(membership))
+            except Exception:
+                logger.exception("a handler of %s failed", membership.room.template)
 
     def changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
         """The store itself brought users back or removed them (`Store.on_presence`): tell the handlers."""
@@ -126,11 +160,11 @@ class Attendance:
             connection = topic.members.get(entry.connection) if topic is not None else None
             membership = connection.rooms.get(name) if connection is not None else self._lingers(name, entry)
             if membership is not None:
-                self.spawn(self.call(membership.room.arrivals, membership))
+                self.tell(membership, joined=True)
         for entry in left:
             membership = self._absent(name, entry)
             if membership is not None:
-                self.spawn(self.call(membership.room.departures, membership))
+                self.tell(membership, joined=False)
 
     def _lingers(self, name: str, entry: Entry) -> Membership | None:
         for linger in self._lingering.values():
@@ -151,11 +185,12 @@ class Attendance:
             status=status if status is not None else entry.status,
             meta=entry.meta if isinstance(meta, UnsetType) else meta if meta is not None else UNSET,
         )
-        membership.entry = entry
         if not membership.room.tracked:
+            membership.entry = entry
             return
         try:
             await self._store.enter(membership.name, (entry,))
+            membership.entry = entry
         except StoreError as exc:
             raise Unavailable from exc
         finally:
@@ -169,20 +204,32 @@ class Attendance:
 
     async def roster(self, membership: Membership) -> Roster:
         """The members as clients see them; raises `Forbidden` where the room doesn't show them, and `Unavailable`."""
-        topic, room = membership.topic, membership.room
-        if not room.presence:
+        await self.ready(membership)
+        return self.snapshot(membership)
+
+    async def ready(self, membership: Membership) -> None:
+        """See to it that `snapshot` has the members, this one included; raises what `roster` raises."""
+        topic = membership.topic
+        if not membership.room.presence or topic is None or topic.roster is None:
             raise Forbidden("this room doesn't show its members")
-        roster = topic.roster if topic is not None and not topic.stale else None
-        if roster is not None and roster.loaded and membership.connection.id in roster:
-            total = len(roster)
-            entries = roster.entries(room.shown if total <= room.shown else min(SAMPLE, room.shown))
-            return Roster(roster.seq, total, [_info(entry) for entry in entries])
-        try:
-            members: Members = await self._store.members(membership.name, limit=room.shown)
-        except StoreError as exc:
-            raise Unavailable from exc
-        entries = members.entries if members.total <= room.shown else members.entries[:SAMPLE]
-        return Roster(members.seq, members.total, [_info(entry) for entry in entries])
+        roster = topic.roster
+        if topic.stale or not roster.loaded or membership.connection.id not in roster:
+            try:
+                members = await self._store.members(membership.name, limit=ALL)
+            except StoreError as exc:
+                raise Unavailable from exc
+            # Never past the roster: what is told of changes later is told to whoever has a state that it has been in.
+            roster.load(members)
+
+    def snapshot(self, membership: Membership) -> Roster:
+        """The members at this moment, as clients see them."""
+        topic, shown = membership.topic, membership.room.shown
+        assert topic is not None
+        assert topic.roster is not None
+        roster = topic.roster
+        total = len(roster)
+        entries = roster.entries(shown if total <= shown else min(SAMPLE, shown))
+        return Roster(roster.seq, total, [_info(entry) for entry in entries])
 
     def show(self, room: Room) -> Callable[[Topic, Change], ServerEvent]:
         """What a room's members are told of a change."""
@@ -208,14 +255,6 @@ class Attendance:
     def call_for(self, membership: Membership) -> Call:
         """What `authorize`, `on_join` and `on_leave` may take."""
         return Call({Member: self.member(membership), Connection: membership.connection}, membership.params)
-
-    async def call(self, handlers: Sequence[Handler], membership: Membership) -> None:
-        """Call handlers that nobody waits for: what they raise is logged."""
-        for handler in handlers:
-            try:
-                await handler(self.call_for(membership))
-            except Exception:
-                logger.exception("a handler of %s failed", membership.room.template)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 

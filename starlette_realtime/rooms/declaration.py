@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EventHandler", "Events", "Room"]
 
+SHOWN = 500
+"""The most members that a room may show one by one: with all they say of themselves, they must fit into an outbox."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -51,6 +54,8 @@ class Events:
         if event in self._handlers:
             raise ConfigurationError(f"{event!r} has a handler already")
         rate = Rate.parse(limit) if isinstance(limit, str) else limit
+        if rate is not None and not isinstance(rate, Rate):
+            raise ConfigurationError(f"limit is like '5/second' or Rate(5, 1.0), not {limit!r}")
 
         def bind(fn: F) -> F:
             handler = Handler(fn, injectable=self._injectable, params=self._params)
@@ -99,10 +104,14 @@ class Room:
     ) -> None:
         from starlette_realtime.rooms.member import Member
 
+        if history is not None and not isinstance(history, History):
+            raise ConfigurationError(f"history is History(size=…, ttl=…) or None, not {history!r}")
         if history is not None and (history.size < 1 or history.ttl <= 0):
             raise ConfigurationError("a history keeps at least one event, for some time; history=None keeps nothing")
-        if linger < 0 or shown < 0:
-            raise ConfigurationError("linger is in seconds, shown a number of members: neither is negative")
+        if linger < 0:
+            raise ConfigurationError("linger is in seconds, and not negative")
+        if not 0 <= shown <= SHOWN:
+            raise ConfigurationError(f"shown is a number of members, at most {SHOWN}: clients get them all at once")
         self.template = template
         self.pattern = pattern
         self.presence = presence

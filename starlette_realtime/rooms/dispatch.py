@@ -12,7 +12,15 @@ from msgspec import Raw
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
-from starlette_realtime.errors import ConnectionClosed, NotJoined, RateLimited, Refused, StoreError, Unavailable
+from starlette_realtime.errors import (
+    ConnectionClosed,
+    Forbidden,
+    NotJoined,
+    RateLimited,
+    Refused,
+    StoreError,
+    Unavailable,
+)
 from starlette_realtime.fanout import Fanout, Topic
 from starlette_realtime.messages import (
     Answer,
@@ -55,6 +63,9 @@ __all__ = ["Rooms", "RoomsOptions"]
 logger = logging.getLogger("starlette_realtime.rooms")
 
 EMPTY = Raw(b"{}")
+
+REFRESHES = Rate(5, 30.0)
+"""How often a connection may renew its credentials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +271,13 @@ class Rooms:
         except BaseException as exc:
             self._failed(connection, command, exc)
             return
-        if data is not None and command.id is not None:
-            connection.push(Reply(command.id, data))
+        if data is None or command.id is None:
+            return
+        if len(bytes(data)) > connection.options.largest:
+            logger.error("a reply of %d bytes is more than may wait for a client", len(bytes(data)))
+            self._fail(connection, command, Refused("too_large", "the reply is too large"))
+            return
+        connection.push(Reply(command.id, data))
 
     async def _run(self, connection: Connection, command: Command) -> Raw | None:
         """What to reply; None where that has been done."""
@@ -281,6 +297,8 @@ class Rooms:
             )
             return None
         if isinstance(command, Leave):
+            if command.room.startswith("user:"):
+                raise Forbidden("the server joined you there, to reach you")
             await self.joining.leave(connection, command.room)
             return EMPTY
         if isinstance(command, SetStatus):
@@ -308,7 +326,7 @@ class Rooms:
             objects[Member] = self.attendance.member(membership, command.key or "")
             params = membership.params
         if bound is None:
-            raise Refused("unknown_event")
+            raise Refused("unknown_event", f"nobody handles {command.event!r} here")
         if bound.rate is not None:
             self._take(connection, bound, bound.rate)
         return encode(await bound.handler(Call(objects, params, command.data)))
@@ -329,6 +347,8 @@ class Rooms:
         try:
             await self.admission.auth(connection, command, answer)
         except BaseException as exc:
+            if isinstance(exc, Refused):
+                logger.info("auth was refused: %s", exc.code, exc_info=exc.__cause__)
             self._failed(connection, command, exc)
             if connection.identity is None:
                 self.admission.refuse(connection, exc if isinstance(exc, Refused) else Unavailable())
@@ -342,10 +362,21 @@ class Rooms:
         elif isinstance(exc, ConnectionClosed):
             pass
         elif isinstance(exc, Exception):
-            logger.error("a handler failed", exc_info=exc)
+            logger.error("%s failed", self._what(connection, command), exc_info=exc)
             self._fail(connection, command, Refused("internal"))
         else:
             raise exc
+
+    def _what(self, connection: Connection, command: Command) -> str:
+        """What a command is about, by the application's names alone."""
+        if isinstance(command, Send):
+            membership = connection.rooms.get(command.room) if command.room is not None else None
+            where = f" of {membership.room.template}" if membership is not None else ""
+            return f"the handler of {command.event!r}{where}"
+        room = getattr(command, "room", None)
+        found = self.publishing.rooms.match(room) if room is not None else None
+        kind = type(command).__name__.lower()
+        return f"{kind} in {found[0].template}" if found is not None else kind
 
     def _fail(self, connection: Connection, command: Command, refusal: Refused) -> None:
         code, message, retry_after, fields = refusal.code, refusal.message, refusal.retry_after, refusal.fields
@@ -363,8 +394,13 @@ class Rooms:
         options = self._options
         if isinstance(command, Join):
             wait = self._bucket(connection, "joins", self._join_rate, options.joins_burst).take()
+        elif isinstance(command, Auth) and connection.identity is not None:
+            # A refresh asks every room again.
+            wait = self._bucket(connection, "refreshes", REFRESHES, None).take()
         else:
-            wait = self._bucket(connection, "messages", self._message_rate, options.messages_burst).take()
+            bucket = self._bucket(connection, "messages", self._message_rate, options.messages_burst)
+            rooms = len(connection.rooms) if isinstance(command, SetStatus) and command.room is None else 1
+            wait = bucket.take(min(max(1, rooms), bucket.burst))
         if not wait:
             return True
         if self._bucket(connection, "refused", self._message_rate, options.messages_burst).take():
@@ -401,7 +437,7 @@ class Rooms:
         except TimeoutError:
             lanes.cancel()
             await lanes.ended()
-        if connection.identity is None:
+        if not connection.welcomed:
             return
         for handler in self.on_disconnect:
             try:
@@ -416,8 +452,9 @@ class Rooms:
         self._obey(topic.name, tuple(topic.members.values()), body)
 
     def _asked(self, name: str, body: Body) -> None:
-        # Who is still joining may not hear the store yet.
-        self._obey(name, (), body)
+        # At once for those who are here, whatever becomes of the publication, and for those who are still joining.
+        topic = self.fanout.topics.get(name)
+        self._obey(name, tuple(topic.members.values()) if topic is not None else (), body)
 
     def _obey(self, name: str, members: Sequence[Connection], body: Body) -> None:
         try:
@@ -431,8 +468,10 @@ class Rooms:
                         self.joining.remove(member, name, code=kick.code)
             elif body.event == DISCONNECT:
                 disconnect = msgspec.json.decode(body.data, type=Disconnect)
-                for member in (*members, *(membership.connection for membership in self.joining.entering(name))):
-                    member.close(disconnect.code, error=disconnect.error)
+                # Not by who is in the user's room: whoever is that user is meant.
+                for connection in tuple(self.admission.by_session.values()):
+                    if connection.user == disconnect.user:
+                        connection.close(disconnect.code, error=disconnect.error)
         except msgspec.DecodeError:
             logger.error("a publication of the kit's own could not be read")
 

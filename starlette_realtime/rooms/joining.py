@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -105,7 +105,8 @@ class Joining:
         async with self._alone(connection, name):
             existing: Membership | None = connection.rooms.get(name)
             if existing is not None:
-                await self._again(existing, respond, meta, status)
+                with self._coming(existing):
+                    await self._again(existing, since, respond, meta, status)
                 return
             entry = Entry(
                 connection.id,
@@ -120,9 +121,9 @@ class Joining:
                 if not by_server:
                     await self.authorize(membership)
                 _check_kicked(membership)
-                arrived = await self._enter(membership, since, respond)
-        if arrived:
-            await self._attendance.call(room.arrivals, membership)
+                await self._enter(membership, since, respond)
+        if membership.told is not None:
+            await asyncio.shield(membership.told)
 
     def entering(self, name: str) -> Sequence[Membership]:
         """Who is about to join, and can still be refused."""
@@ -144,10 +145,16 @@ class Joining:
         room, connection = membership.room, membership.connection
         if connection.user is None and not room.public:
             raise Unauthenticated("this room is for signed-in users")
-        if room.authorizer is not None and await room.authorizer(self._attendance.call_for(membership)) is not True:
+        if room.authorizer is None:
+            return
+        answer = await room.authorizer(self._attendance.call_for(membership))
+        if answer is not True:
+            if answer is not False:
+                kind = type(answer).__name__
+                logger.warning("authorize of %s returned a %s, which refuses: True is due", room.template, kind)
             raise Forbidden
 
-    async def _enter(self, membership: Membership, since: Position | None, respond: Respond) -> bool:
+    async def _enter(self, membership: Membership, since: Position | None, respond: Respond) -> None:
         connection, room, name = membership.connection, membership.room, membership.name
         try:
             topic = await self._fanout.attach(name, self._attendance.show(room) if room.presence else None)
@@ -155,7 +162,6 @@ class Joining:
             raise Unavailable from exc
         membership.topic = topic
         entered = False
-        arrived = False
         try:
             replay = None
             if room.history is not None:
@@ -163,7 +169,7 @@ class Joining:
                 topic.buffer(connection, replay)
             if room.tracked:
                 entered = True
-                arrived = await self._attendance.enter(membership)
+                membership.arrived = await self._attendance.enter(membership)
             async with connection.recovering if since is not None else _nothing():
                 written = await self._finish(membership, replay, since, respond)
                 if written is not None and since is not None:
@@ -174,23 +180,26 @@ class Joining:
             topic.remove(connection)
             self._fanout.detach(topic)
             if entered:
-                self._attendance.undo(membership, arrived=arrived)
+                self._attendance.undo(membership, arrived=membership.arrived)
             if isinstance(exc, StoreError):
                 raise Unavailable from exc
             raise
-        return arrived
 
     async def _finish(
         self, membership: Membership, replay: Replay | None, since: Position | None, respond: Respond
     ) -> "asyncio.Future[None] | None":
         connection, room, topic = membership.connection, membership.room, membership.topic
         assert topic is not None
-        snapshot = await self._attendance.roster(membership) if room.presence else None
+        before = connection.rooms.get(membership.name)  # itself, where it is there already
+        if room.presence:
+            await self._attendance.ready(membership)
         deliveries = await self._read(membership.name, replay) if replay is not None else []
         # From here to the queued answer nothing awaits, so that nothing can come in between.
         if connection.closed:
             raise ConnectionClosed(connection.close_code or 1006, connection.close_reason)
         _check_kicked(membership)
+        if connection.rooms.get(membership.name) is not before:
+            raise NotJoined  # it was removed meanwhile
         reason, publications = self._judge(deliveries)
         if replay is None and since is not None:
             reason = "ephemeral"
@@ -200,12 +209,15 @@ class Joining:
             events=events,
             position=replay.position if replay is not None else None,
             reason=reason or None,
-            members=snapshot,
+            members=self._attendance.snapshot(membership) if room.presence else None,
         )
         frames = connection.protocol.send(respond(joined))
         connection.rooms[membership.name] = membership
         membership.live = True
         membership.position = joined.position
+        if membership.arrived:
+            # Before anything can make it leave again.
+            membership.told, membership.arrived = self._attendance.tell(membership, joined=True), False
         topic.live(connection, joined.position, self._store.position(membership.name))
         if not events:
             connection.put(frames, size_of(frames))
@@ -218,7 +230,9 @@ class Joining:
     async def _read(self, name: str, replay: Replay) -> list[Publication | Gap]:
         deliveries: list[Publication | Gap] = []
         for _ in range(_READS):
-            recovery = await self._store.read(name, since=replay.position, limit=self._missed)
+            recovery = await self._store.read(
+                name, since=replay.position, limit=self._missed, limit_bytes=self._missed_bytes
+            )
             deliveries += replay.recovered(recovery)
             if not replay.needs_read:
                 return deliveries
@@ -252,22 +266,44 @@ class Joining:
                 events.append(to_event(publication, body, membership.name))
         return events
 
-    async def _again(self, membership: Membership, respond: Respond, meta: Raw | None, status: Status) -> None:
+    async def _again(
+        self, membership: Membership, since: Position | None, respond: Respond, meta: Raw | None, status: Status
+    ) -> None:
         connection, room = membership.connection, membership.room
         if meta is not None or status != membership.entry.status:
             await self._attendance.set_status(membership, status=status, meta=meta if meta is not None else UNSET)
+        if since is not None and room.history is not None:
+            await self._resume(membership, since, respond)
+            return
         snapshot = await self._attendance.roster(membership) if room.presence else None
-        # Everything up to the process's own position is queued for this connection already.
-        position, here = membership.position, membership.topic.position if membership.topic else None
-        if (
-            position is not None
-            and here is not None
-            and (here.epoch != position.epoch or here.offset > position.offset)
-        ):
-            position = here
-        if connection.closed or membership.name not in connection.rooms:
+        # Everything up to there is queued for this connection already.
+        heard = membership.topic.heard(connection) if membership.topic is not None else None
+        position = heard or membership.position
+        if connection.closed or connection.rooms.get(membership.name) is not membership:
             raise NotJoined
-        connection.push(respond(JoinedRoom(recovered=True, events=(), position=position, members=snapshot)))
+        connection.push(respond(JoinedRoom(recovered=False, events=(), position=position, members=snapshot)))
+
+    async def _resume(self, membership: Membership, since: Position, respond: Respond) -> None:
+        """Go back to `since` in a room that was joined already, by the server, say: nothing comes in between."""
+        connection, name, topic = membership.connection, membership.name, membership.topic
+        assert topic is not None
+        replay = Replay(since)
+        topic.remove(connection)
+        topic.buffer(connection, replay)
+        membership.live = False
+        try:
+            async with connection.recovering:
+                written = await self._finish(membership, replay, since, respond)
+                if written is not None:
+                    await written
+        finally:
+            if not membership.live and connection.rooms.get(name) is membership:
+                # What was published meanwhile isn't here any more: out, or back through a resume of everything.
+                topic.remove(connection)
+                if membership.kicked:
+                    self.remove(connection, name, code=membership.kicked)
+                else:
+                    connection.close(4441)
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 
@@ -285,15 +321,20 @@ class Joining:
                 await self._attendance.leave(membership)
 
     def remove(self, connection: Connection, name: str, *, code: str) -> None:
-        """Remove the connection from the room at once, whatever else is under way."""
-        membership: Membership | None = connection.rooms.get(name)
-        if membership is not None and membership.topic is not None:
-            membership.topic.remove(connection)
-            self._attendance.spawn(self._removed(connection, name, code))
+        """Remove the connection from the room at once, whatever else is under way; only its presence may follow."""
+        membership: Membership | None = connection.rooms.pop(name, None)
+        if membership is None or membership.topic is None:
+            return
+        membership.topic.remove(connection)
+        connection.push(Left(name, code))
+        self._fanout.detach(membership.topic)
+        if membership.room.tracked:
+            self._attendance.spawn(self._removed(membership))
 
-    async def _removed(self, connection: Connection, name: str, code: str) -> None:
-        with suppress(NotJoined):
-            await self.leave(connection, name, code=code)
+    async def _removed(self, membership: Membership) -> None:
+        async with self._alone(membership.connection, membership.name):
+            if membership.name not in membership.connection.rooms:  # or it has come again, and is present
+                await self._attendance.leave(membership)
 
     def closed(self, connection: Connection) -> None:
         """The connection has ended: leave all rooms, after a linger where the end was not clean."""

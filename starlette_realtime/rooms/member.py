@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConnectionClosed
@@ -30,11 +31,20 @@ class Membership(Struct, eq=False):
     topic: Topic | None = None
     position: Position | None = None
     live: bool = False
+    arrived: bool = False
+    told: asyncio.Task[None] | None = None
     kicked: str = ""
 
 
 class RoomView:
-    """One room by its name: publish to it, look into it, remove somebody. `params` are the pattern's parameters."""
+    """
+    One room by its name: publish to it, look into it, remove somebody.
+
+    Attributes:
+        room (str): The room's name.
+        params (Mapping[str, str | int]): The parameters of the pattern, by name.
+        definition (Room): The `Room` that it is one of.
+    """
 
     __slots__ = ("_publishing", "definition", "params", "room")
 
@@ -78,10 +88,15 @@ class RoomView:
 
 class Member(RoomView):
     """
-    One connection in one room, for the time of one event.
+    One connection in one room, for the time of one event. In `on_leave` the connection is gone.
 
-    `key` is the client's idempotency key: what the handler publishes is published once, however often the client
-    repeats the event with that key; use it for other side effects. In `on_leave` the connection is gone.
+    Attributes:
+        identity (Identity): Who it is: user, claims, and until when.
+        key (str): The client's idempotency key, "" without one. What the handler publishes is published once, however
+            often the client repeats the event with that key; use it for other side effects, too.
+        params (Mapping[str, str | int]): The parameters of the room's pattern, by name.
+        room (str): The room's name.
+        entry (Entry): Its presence record, as it was when the event began.
     """
 
     __slots__ = ("_connection", "_n", "entry", "identity", "key")
@@ -150,7 +165,7 @@ class Member(RoomView):
 
     async def send(self, event: str, data: object = None) -> None:
         """Send an event to this member alone: no position, no history; nothing happens when it has gone."""
-        self._connection.push(Event(check_event(event), self._encode(data), self.room))
+        self._connection.push(Event(check_event(event), self._connection.fitting(data), self.room))
 
     @overload
     async def request(self, event: str, data: object = None, *, timeout: float | None = None) -> Any: ...
@@ -176,9 +191,6 @@ class Member(RoomView):
         if self._connection.closed:
             raise ConnectionClosed(self._connection.close_code or 1006, self._connection.close_reason)
         await self._connection.leave(self.room, code=code)
-
-    def _encode(self, data: object) -> Raw:
-        return self._connection.encode(data)
 
     def _sender(self) -> Sender:
         return Sender(self.entry.connection, self.user if self.definition.show_users else None)

@@ -35,6 +35,7 @@ class Kick(msgspec.Struct, frozen=True, omit_defaults=True):
 class Disconnect(msgspec.Struct, frozen=True):
     """Asks every process to close a user's connections."""
 
+    user: str
     code: int
     error: str
 
@@ -47,6 +48,8 @@ class Publishing:
         self.user_room = user_room
         self.rooms: Patterns[Room] = Patterns()
         self.max_bytes = max_bytes
+        self.started = False
+        """Whether the kit runs: what is published before would reach nobody, without a word."""
         self.commanded: list[Callable[[str, Body], object]] = []
         """Hear of a kick or a disconnect that this process asks for, before the store does."""
 
@@ -106,9 +109,9 @@ class Publishing:
         """Remove members from a room, on every process."""
         await self._command(room, name, Body(KICK, encode(kick)))
 
-    async def disconnect(self, user: str, disconnect: Disconnect) -> None:
+    async def disconnect(self, disconnect: Disconnect) -> None:
         """Close a user's connections, on every process."""
-        await self._command(self.user_room, encode_user(user), Body(DISCONNECT, encode(disconnect)))
+        await self._command(self.user_room, encode_user(disconnect.user), Body(DISCONNECT, encode(disconnect)))
 
     async def _command(self, room: Room, name: str, body: Body) -> None:
         """Tell every process, with the order and the safety of what is kept, where the room keeps anything."""
@@ -155,6 +158,11 @@ class Publishing:
             raise Unavailable from exc
 
     def _body(self, event: str, data: object, sender: Sender | None, exclude: str | None, only: str | None) -> bytes:
+        if not self.started:
+            raise ConfigurationError(
+                "Realtime was not started, so nobody would hear this: use lifespan=realtime.lifespan or "
+                "`async with realtime:`"
+            )
         body = write_body(Body(check_event(event), encode(data), sender, exclude, only))
         if len(body) > self.max_bytes:
             raise Refused("too_large", f"an event may have {self.max_bytes} bytes")

@@ -1,6 +1,41 @@
 """Stores: the state that processes share."""
 
-from starlette_realtime.store.base import Deliver, Store
+from starlette_realtime.messages import (
+    Delivery,
+    Entry,
+    Fresh,
+    Gap,
+    History,
+    Members,
+    Node,
+    Page,
+    Position,
+    PresenceDiff,
+    Publication,
+    Recovery,
+    Stale,
+)
+from starlette_realtime.store.base import READ_BYTES, REVOCATIONS, Deliver, PresenceChanged, Store
 from starlette_realtime.store.memory import MemoryStore
 
-__all__ = ["Deliver", "MemoryStore", "Store"]
+__all__ = [
+    "READ_BYTES",
+    "REVOCATIONS",
+    "Deliver",
+    "Delivery",
+    "Entry",
+    "Fresh",
+    "Gap",
+    "History",
+    "Members",
+    "MemoryStore",
+    "Node",
+    "Page",
+    "Position",
+    "PresenceChanged",
+    "PresenceDiff",
+    "Publication",
+    "Recovery",
+    "Stale",
+    "Store",
+]

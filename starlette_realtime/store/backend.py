@@ -12,8 +12,9 @@ import limits.aio.storage
 
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.errors import StoreError
-from starlette_realtime.messages import Delivery, Entry, History, Members, Position, PresenceDiff, Publication
+from starlette_realtime.messages import Entry, History, Members, Position, PresenceDiff, Publication
 from starlette_realtime.store.stream import Stream
+from starlette_realtime.store.topics import Topic, Topics
 
 if TYPE_CHECKING:
     from starlette_realtime.store.memory import MemoryStore
@@ -43,33 +44,6 @@ class Lease:
         self.slots: set[tuple[str, str]] = set()
 
 
-class Topic:
-    """A topic's stream, its presence, and the processes that listen."""
-
-    __slots__ = ("due", "entries", "forget_at", "listeners", "name", "seq", "stream", "timer", "whos")
-
-    def __init__(self, name: str, stream: Stream) -> None:
-        self.name = name
-        self.stream = stream
-        self.forget_at = 0.0
-        self.listeners: tuple[MemoryStore, ...] = ()
-        self.seq = 0  # of presence
-        self.entries: dict[str, tuple[Entry, Lease]] = {}  # connection → its record, the longest present first
-        self.whos: dict[str, int] = {}  # who → connections
-        self.timer: Timer | None = None
-        self.due = inf
-
-    @property
-    def held(self) -> bool:
-        """Whether somebody is there, so that it must not be forgotten."""
-        return bool(self.listeners or self.entries)
-
-    def deliver(self, delivery: Delivery) -> None:
-        """Tell every process that listens."""
-        for store in self.listeners:
-            store._hear(self.name, delivery)
-
-
 class MemoryBackend:
     """
     The data. Every method is one atomic step; `MemoryStore` is the way to it, with the faults in between.
@@ -88,10 +62,20 @@ class MemoryBackend:
         revocation_life: float,
         history_bytes: int,
         max_keys: int,
+        max_topics: int,
+        total_bytes: int,
     ) -> None:
         self.clock = clock
         self.limits: limits.aio.storage.Storage = limits.aio.storage.MemoryStorage()
-        self.topics: dict[str, Topic] = {}
+        self.topics = Topics(
+            clock=clock,
+            new_id=self.new_id,
+            forget=max(forget, dedupe),
+            forget_joined=forget_joined,
+            history_bytes=history_bytes,
+            max_topics=max_topics,
+            total_bytes=total_bytes,
+        )
         self.leases: dict[str, Lease] = {}
         self.slots: dict[str, dict[str, Lease]] = {}
         self.claims: dict[str, Timer] = {}
@@ -99,10 +83,7 @@ class MemoryBackend:
         self.published: dict[Key, tuple[float, Position]] = {}
         self._rng = rng
         self._dedupe = dedupe
-        self._forget = forget
-        self._forget_joined = forget_joined
         self._revocation_life = revocation_life
-        self._history_bytes = history_bytes
         self._max_keys = max_keys
         self._published_order: deque[tuple[float, Key]] = deque()
         self._published_timer: Timer | None = None
@@ -112,59 +93,20 @@ class MemoryBackend:
         """64 random bits: unique, not secret."""
         return f"{self._rng.getrandbits(64):016x}"
 
-    # --- topics ---
-
-    def topic(self, name: str, now: float) -> Topic:
-        """The topic, made, or made anew, where there is none any more."""
-        topic = self.topics.get(name)
-        if topic is None:
-            topic = self.topics[name] = Topic(name, Stream(self.new_id(), self._history_bytes))
-        elif now >= topic.forget_at and not topic.held:
-            topic.stream, topic.seq = Stream(self.new_id(), self._history_bytes), 0
-        else:
-            if topic.stream.rows and now >= topic.stream.expires:
-                topic.stream.expire()
-            return topic
-        self._keep(topic, now + self._forget_joined, now)
-        return topic
-
-    def _keep(self, topic: Topic, until: float, now: float) -> None:
-        """Don't forget it before that; its one timer is early or right, never late."""
-        topic.forget_at = max(topic.forget_at, until)
-        due = topic.forget_at
-        if topic.stream.rows:
-            due = min(due, topic.stream.expires)
-        if due < topic.due:
-            if topic.timer is not None:
-                topic.timer.cancel()
-            topic.due = due
-            topic.timer = self.clock.call_later(due - now, self._tidy, topic)
-
-    def _tidy(self, topic: Topic) -> None:
-        now = self.clock.now()
-        topic.timer, topic.due = None, inf
-        if topic.stream.rows and now >= topic.stream.expires:
-            topic.stream.expire()
-        if topic.stream.rows or (not topic.held and now < topic.forget_at):
-            self._keep(topic, topic.forget_at, now)
-        elif not topic.held:
-            del self.topics[topic.name]
+    # --- publications ---
 
     def publish(self, name: str, data: bytes, history: History, key: Key | None) -> Position:
         """Append and deliver, unless that key has been published already."""
         now = self.clock.now()
-        topic = self.topic(name, now)
         if key is not None and (found := self.published.get(key)) is not None and now < found[0]:
             return found[1]
+        topic = self.topics.meet(name, now)
+        stream, before = topic.stream, topic.stream.size
         at = int(self.clock.time() * 1000)
-        publication = topic.stream.append(data, id=self.new_id(), at=at, history=history, now=now)
+        publication = stream.append(data, id=self.new_id(), at=at, history=history, now=now)
+        self.topics.grown(topic, before, history, now)
         position = publication.position
         assert position is not None
-        forget_at = now + max(self._forget, 10 * history.ttl, self._dedupe)
-        if topic.stream.expires < topic.due or topic.timer is None:
-            self._keep(topic, forget_at, now)
-        elif forget_at > topic.forget_at:
-            topic.forget_at = forget_at
         if key is not None:
             self._remember(key, position, now)
         topic.deliver(publication)
@@ -176,38 +118,14 @@ class MemoryBackend:
         if topic is not None and topic.listeners:
             topic.deliver(Publication(data, int(self.clock.time() * 1000)))
 
-    def touch(self, name: str) -> Topic:
-        """The topic for a reader: known for a while, though nothing was published."""
-        now = self.clock.now()
-        topic = self.topic(name, now)
-        self._keep(topic, now + self._forget_joined, now)
-        return topic
-
-    def listen(self, name: str, store: "MemoryStore") -> None:
-        """Deliver the topic to that store."""
-        topic = self.touch(name)
-        if store not in topic.listeners:
-            topic.listeners = (*topic.listeners, store)
-
-    def unlisten(self, name: str, store: "MemoryStore") -> None:
-        """Undo `listen`; the topic is known for a while yet."""
-        topic = self.topics.get(name)
-        if topic is not None and store in topic.listeners:
-            topic.listeners = tuple(other for other in topic.listeners if other is not store)
-            now = self.clock.now()
-            self._keep(topic, now + self._forget_joined, now)
-
     def lose(self, name: str) -> None:
-        """Forget the topic's publications and position: the next ones belong to another epoch."""
-        if (topic := self.topics.get(name)) is not None:
-            topic.stream = Stream(self.new_id(), self._history_bytes)
-            self._unpublish(name, topic.stream)
+        """Lose the topic's publications and position: the next ones belong to another epoch."""
+        if (stream := self.topics.lose(name)) is not None:
+            self._unpublish(name, stream)
 
     def rewind(self, name: str, count: int) -> None:
         """Take the last `count` publications back, within the same epoch."""
-        topic = self.topic(name, self.clock.now())
-        topic.stream.rewind(count)
-        self._unpublish(name, topic.stream)
+        self._unpublish(name, self.topics.rewind(name, count))
 
     def _remember(self, key: Key, position: Position, now: float) -> None:
         deadline = now + self._dedupe
@@ -253,9 +171,9 @@ class MemoryBackend:
 
     # --- presence ---
 
-    def enter(self, name: str, lease: Lease, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-        """See `Store.enter`."""
-        topic = self.topic(name, self.clock.now())
+    def enter(self, name: str, lease: Lease, entries: Iterable[Entry], *, anew: bool = False) -> tuple[Entry, ...]:
+        """See `Store.enter`; `anew` is for what had been there, so that no bound refuses it."""
+        topic = self.topics.meet(name, self.clock.now(), regardless=anew)
         before, changed, joined = topic.seq, dict[str, Entry](), list[Entry]()
         mine = lease.topics.setdefault(name, {})
         for entry in entries:
@@ -277,6 +195,7 @@ class MemoryBackend:
         if not mine:
             del lease.topics[name]
         if changed:
+            self.topics.used(topic)
             topic.deliver(PresenceDiff(before, topic.seq, entered=tuple(changed.values())))
         return tuple(joined)
 
@@ -299,8 +218,7 @@ class MemoryBackend:
         if gone:
             topic.deliver(PresenceDiff(before, topic.seq, left=tuple(gone)))
             if not topic.held:
-                now = self.clock.now()
-                self._keep(topic, now + self._forget_joined, now)
+                self.topics.released(topic)
         return tuple(last)
 
     def members(self, name: str, limit: int) -> Members:
@@ -402,7 +320,7 @@ class MemoryBackend:
         return {
             "topics": len(topics),
             "publications": sum(len(topic.stream.rows) for topic in topics),
-            "publication_bytes": sum(topic.stream.size for topic in topics),
+            "publication_bytes": self.topics.size,
             "entries": sum(len(topic.entries) for topic in topics),
             "slots": sum(len(taken) for taken in self.slots.values()),
             "claims": len(self.claims),

@@ -182,7 +182,13 @@ class Store(ABC):
         after it had missed its lease; and leaves that were made late, because the store was away. A callback is
         forgotten when the store is left for the last time.
         """
-        self._presence_watchers.append(callback)
+        if callback not in self._presence_watchers:
+            self._presence_watchers.append(callback)
+
+    def off_presence(self, callback: PresenceChanged) -> None:
+        """Undo `on_presence`."""
+        if callback in self._presence_watchers:
+            self._presence_watchers.remove(callback)
 
     # --- connections, tickets, revocations ---
 

@@ -57,6 +57,8 @@ class MemoryStore(Store):
         revocation_life: float = 86_400.0,
         history_bytes: int = 33_554_432,
         max_keys: int = 200_000,
+        max_topics: int = 100_000,
+        total_bytes: int = 268_435_456,
         **options: Any,
     ) -> None:
         if not 0 < beat < lease:
@@ -74,6 +76,8 @@ class MemoryStore(Store):
                 revocation_life=revocation_life,
                 history_bytes=history_bytes,
                 max_keys=max_keys,
+                max_topics=max_topics,
+                total_bytes=total_bytes,
             )
         self._options = {"timeout": timeout, "lease": lease, "beat": beat, "sweep": sweep, **options}
         self.backend = backend
@@ -125,23 +129,23 @@ class MemoryStore(Store):
     async def read(self, topic: str, *, since: Position | None, limit: int, limit_bytes: int = READ_BYTES) -> Recovery:
         """See `Store.read`."""
         await self._answer()
-        return self.backend.touch(topic).stream.read(since, limit, limit_bytes)
+        return self.backend.topics.touch(topic).stream.read(since, limit, limit_bytes)
 
     async def page(self, topic: str, *, before: Position | None, limit: int, limit_bytes: int = READ_BYTES) -> Page:
         """See `Store.page`."""
         await self._answer()
-        return self.backend.touch(topic).stream.page(before, limit, limit_bytes)
+        return self.backend.topics.touch(topic).stream.page(before, limit, limit_bytes)
 
     # --- presence ---
 
     async def enter(self, topic: str, entries: Sequence[Entry]) -> tuple[Entry, ...]:
         """See `Store.enter`."""
         await self._answer()
-        lease = self._standing()
+        joined = self.backend.enter(topic, self._standing(), entries)
         if entries:
             mine = self._entered.setdefault(topic, {})
             mine.update((entry.connection, entry) for entry in entries)
-        return self.backend.enter(topic, lease, entries)
+        return joined
 
     async def leave(self, topic: str, connections: Sequence[str]) -> tuple[Entry, ...]:
         """See `Store.leave`."""
@@ -258,11 +262,11 @@ class MemoryStore(Store):
 
     async def _listen(self, topic: str) -> None:
         await self._answer()
-        self.backend.listen(topic, self)
+        self.backend.topics.listen(topic, self)
 
     async def _unlisten(self, topic: str) -> None:
         # Also while stalled: the server would notice that nobody is there any more.
-        self.backend.unlisten(topic, self)
+        self.backend.topics.unlisten(topic, self)
 
     def _back(self) -> None:
         """The link is there again."""
@@ -315,7 +319,7 @@ class MemoryStore(Store):
         for key, slot in self._held:
             self.backend.admit(key, slot, lease, len(self._held) + len(self.backend.slots.get(key, ())))
         for topic, entries in self._entered.items():
-            joined = self.backend.enter(topic, lease, entries.values())
+            joined = self.backend.enter(topic, lease, entries.values(), anew=True)
             if joined:
                 self._presence_changed(topic, joined, ())
 
@@ -361,7 +365,7 @@ class MemoryStore(Store):
     def _die(self) -> None:
         self._rest()
         for feed in self._feeds.abandon():
-            self.backend.unlisten(feed.topic, self)
+            self.backend.topics.unlisten(feed.topic, self)
 
     def _rest(self) -> None:
         for timer in self._timers.values():

@@ -46,6 +46,11 @@ class Stream:
             self.size -= len(rows.popleft().data)
         return publication
 
+    def trim(self, size: int) -> None:
+        """Drop the oldest publications, until there are at most `size` bytes of data; the position stays."""
+        while self.rows and self.size > size:
+            self.size -= len(self.rows.popleft().data)
+
     def expire(self) -> None:
         """Drop the whole history; the position stays."""
         self.rows.clear()

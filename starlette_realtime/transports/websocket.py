@@ -52,7 +52,14 @@ async def serve_websocket(
 
     writer = asyncio.get_running_loop().create_task(_write(connection, send))
     writer.add_done_callback(written)
-    connection.aborted = writer.cancel
+    socket = _socket(receive, send)
+
+    def drop() -> None:
+        writer.cancel()
+        if socket is not None:
+            socket.abort()
+
+    connection.aborted = drop
     try:
         handler.opened(connection)
         code = await _read(connection, handler, receive)
@@ -68,6 +75,25 @@ async def serve_websocket(
         writer.cancel()
         handler.closed(connection)
         await asyncio.wait((writer,))
+        if not writer.cancelled() and (error := writer.exception()) is not None:
+            logger.error("the server failed to write", exc_info=error)
+        if socket is not None and socket.get_write_buffer_size():
+            # The server closes when it has flushed, which a peer that doesn't read puts off for ever.
+            connection.clock.call_later(connection.options.send_timeout, socket.abort)
+
+
+def _socket(receive: Receive, send: Send) -> asyncio.WriteTransport | None:
+    """
+    The peer's socket, to drop it at once.
+
+    ASGI has no word for that. Uvicorn's `receive` and `send` are methods of its protocol, which has a transport; where
+    they are wrapped, or of another server, there is None, and the server's own time limits have to do.
+    """
+    for method in (receive, send):
+        transport: asyncio.WriteTransport | None = getattr(getattr(method, "__self__", None), "transport", None)
+        if callable(getattr(transport, "abort", None)):
+            return transport
+    return None
 
 
 def _is_final(code: int) -> bool:

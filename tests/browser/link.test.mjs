@@ -229,6 +229,55 @@ test("a refresh that fails is told, and the link lives until the server closes i
   assert.equal(world.client.state, "online");
 });
 
+test("a token callback that fails at expiring is asked again until it works", async () => {
+  const answers = ["t1", null, null, "t4"];
+  const fail = () => Promise.reject(new Error("no network"));
+  const world = start({ token: () => answers.shift() ?? fail() });
+  await settled();
+  world.socket.accept();
+  world.socket.say({ type: "expiring", expires_in: 25 });
+  await settled();
+  await world.clock.advance(249);
+  assert.equal(answers.length, 2);
+  await world.clock.advance(1 + 500);
+  assert.deepEqual(world.errors.map(({ code }) => code), ["token_failed", "token_failed"]);
+  assert.equal(world.socket.last("auth").token, "t4");
+  world.socket.reply(world.socket.last("auth"), { user: "ann", expires_in: 600, session: "s2" });
+  await world.clock.advance(20_000);
+  assert.equal(answers.length, 0);
+  assert.equal(world.socket.all("auth").length, 2);
+});
+
+test("a token callback is not asked on behalf of a link that has ended", async () => {
+  let asked = 0;
+  const world = start({ token: () => (asked++ ? Promise.reject(new Error("no network")) : "t1") });
+  await settled();
+  world.socket.accept();
+  world.socket.say({ type: "expiring", expires_in: 25 });
+  await settled();
+  assert.equal(asked, 2);
+  world.client.close();
+  await world.clock.advance(60_000);
+  assert.equal(asked, 2);
+});
+
+test("a refresh whose link breaks while the token is fetched is told so", async () => {
+  const gives = [];
+  const world = start({ token: () => new Promise((resolve) => gives.push(resolve)) });
+  gives[0]("t1");
+  await settled();
+  world.socket.accept();
+  const refresh = outcome(world.client.refresh());
+  world.socket.drop();
+  gives[1]("t2");
+  await settled();
+  assert.equal(refresh.code, "disconnected");
+});
+
+test("a token that is no function is refused at once", () => {
+  assert.throws(() => start({ token: "abc" }), { name: "TypeError", message: /token is a function/ });
+});
+
 test("refresh tells its caller how it went", async () => {
   const world = start({ token: () => "t" });
   await settled();

@@ -307,13 +307,34 @@ test("leaving fails what waits, but what is under way still gets its answer", as
   const flying = socket.last("event");
   room.leave();
   await settled();
-  assert.deepEqual(sent.map(({ code }) => code), [undefined, "not_joined"]);
+  assert.deepEqual(sent.map(({ code }) => code), [undefined, "left"]);
   socket.reply(flying, "ok");
   await settled();
   assert.equal(sent[0].value, "ok");
   const after = outcome(room.send("message", 3));
   await settled();
-  assert.equal(after.code, "not_joined");
+  assert.equal(after.code, "left");
+  assert.match(after.error.message, /join it again/);
+});
+
+test("what is sent to a room that the server refused or ended says why", async () => {
+  const world = start();
+  world.socket.accept();
+  const refused = world.client.join("nowhere");
+  refused.on("rt:refused", () => {});
+  const before = outcome(refused.send("message", 1));
+  world.socket.refuse(world.socket.only("join"), { code: "unknown_room", message: "there is no such room" });
+  const after = outcome(refused.send("message", 2));
+  const { room, socket } = joined();
+  socket.say({ type: "left", room: "chat", code: "banned" });
+  const removed = outcome(room.send("message", 3));
+  await settled();
+  for (const { error } of [before, after]) {
+    assert.equal(error.code, "unknown_room");
+    assert.equal(error.message, "there is no such room");
+  }
+  assert.equal(removed.code, "banned");
+  assert.match(removed.error.message, /the server removed this page from chat: banned/);
 });
 
 test("what was under way to a left room is uncertain when the link breaks, and not repeated", async () => {

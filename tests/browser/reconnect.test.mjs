@@ -8,13 +8,15 @@ import { heard, joined, outcome, settled, start } from "./support/fakes.mjs";
 
 for (const { code, name, reconnect } of Object.values(CLOSE_CODES)) {
   test(`close ${code} (${name}): reconnect ${reconnect}`, () => {
-    const { client, socket, states } = start();
+    const { client, socket, states, errors } = start();
     socket.accept();
     socket.drop(code, name);
     if (reconnect === "no") {
       assert.equal(client.state, "closed");
-      assert.deepEqual(client.closed, { code, name, reason: name });
-      assert.deepEqual(states.at(-1), { state: "closed", code, reason: name });
+      const message = client.closed.message;
+      assert.deepEqual(client.closed, { code, name, reason: name, message });
+      assert.deepEqual(states.at(-1), { state: "closed", code, reason: name, message });
+      assert.equal(errors.at(-1).code, name, "a final close is told, even where the server did not say why");
     } else {
       assert.deepEqual(states.at(-1), { state: "waiting", code, reason: name, retryIn: 250 });
       assert.equal(client.closed, null);
@@ -84,7 +86,8 @@ test("4401 gets one new token; a second refusal without an auth between them is 
   world.socket.open();
   assert.equal(world.socket.only("auth").token, "t2");
   world.socket.drop(4401, "unauthenticated");
-  assert.deepEqual(world.client.closed, { code: 4401, name: "unauthenticated", reason: "unauthenticated" });
+  assert.equal(world.client.closed.code, 4401);
+  assert.equal(world.client.closed.reason, "unauthenticated");
   assert.equal(count, 2);
 });
 
@@ -128,7 +131,7 @@ for (const [code, closing] of Object.entries(REFUSALS)) {
 
 test("an auth refused as unavailable or for its rate is tried again", () => {
   const limited = { code: "rate_limited", message: "", retry_after: 7 };
-  for (const [error, retryIn] of [["unavailable", 250], [limited, 7000]]) {
+  for (const [error, retryIn] of [["unavailable", 250], [limited, 7700]]) {
     const world = start();
     world.socket.open();
     world.socket.welcome();
@@ -146,9 +149,9 @@ test("the delay in a close reason is kept, even when the network comes back", as
     const world = start();
     world.socket.accept();
     world.socket.drop(4429, "rate_limited;12.5");
-    assert.deepEqual(world.states.at(-1), { state: "waiting", code: 4429, reason: "rate_limited", retryIn: 12_500 });
+    assert.deepEqual(world.states.at(-1), { state: "waiting", code: 4429, reason: "rate_limited", retryIn: 13_750 });
     page.dispatchEvent(new Event("online"));
-    await world.clock.advance(12_499);
+    await world.clock.advance(13_749);
     assert.equal(world.sockets.length, 1);
     await world.clock.advance(1);
     assert.equal(world.sockets.length, 2);
@@ -184,12 +187,12 @@ test("the browser's online event ends the waiting, and is not listened to after 
   }
 });
 
-test("reconnect closes after the delay that the server chose, and comes back at once", async () => {
+test("reconnect closes after the delay that the server chose and a jitter, and comes back at once", async () => {
   const world = start();
   world.socket.accept();
   await world.clock.advance(10_000);
   world.socket.say({ type: "reconnect", after: 3, reason: "draining" });
-  await world.clock.advance(2_999);
+  await world.clock.advance(3_299);
   assert.equal(world.client.state, "online");
   await world.clock.advance(1);
   assert.equal(world.sockets.length, 2);
@@ -207,8 +210,8 @@ test("a server that closes before its announced delay is not asked earlier", asy
   world.socket.say({ type: "reconnect", after: 3, reason: "draining" });
   await world.clock.advance(1_000);
   world.socket.drop(1012, "draining");
-  assert.equal(world.states.at(-1).retryIn, 2_000);
-  await world.clock.advance(2_000);
+  assert.equal(world.states.at(-1).retryIn, 2_300);
+  await world.clock.advance(2_300);
   assert.equal(world.sockets.length, 2);
   world.socket.drop();
   assert.equal(world.states.at(-1).retryIn, 250, "the next failure has the usual backoff");
@@ -230,13 +233,34 @@ test("a stable link does not make the failures after it look stable", async () =
   }
 });
 
+test("equal delays bring clients back at different times: a fifth later at most, or a quarter of a second", async () => {
+  for (const [after, least, most] of [[10, 10_000, 12_000], [0.5, 500, 750]]) {
+    for (const [chance, wait] of [[0, least], [1, most]]) {
+      const told = start();
+      const closed = start();
+      told.chance.value = closed.chance.value = chance;
+      for (const world of [told, closed]) {
+        world.socket.accept();
+        await world.clock.advance(10_000);
+      }
+      closed.socket.drop(1012, `draining;${after}`);
+      assert.equal(closed.states.at(-1).retryIn, wait);
+      told.socket.say({ type: "reconnect", after, reason: "draining" });
+      await told.clock.advance(wait - 1);
+      assert.equal(told.client.state, "online");
+      await told.clock.advance(1);
+      assert.equal(told.sockets.length, 2);
+    }
+  }
+});
+
 test("a server that says reconnect to each newcomer is not hammered", async () => {
   const world = start();
   world.chance.value = 1;
   for (const least of [500, 1000, 2000]) {
     world.socket.accept();
     world.socket.say({ type: "reconnect", after: 0, reason: "draining" });
-    await world.clock.advance(0);
+    await world.clock.advance(250);
     assert.equal(world.states.at(-1).retryIn, least);
     await world.clock.advance(least);
   }
@@ -269,7 +293,12 @@ test("close ends everything and says so", async () => {
   client.close();
   await settled();
   assert.equal(client.state, "closed");
-  assert.deepEqual(client.closed, { code: 1000, name: "closed", reason: "closed by the app" });
+  assert.deepEqual(client.closed, {
+    code: 1000,
+    name: "closed",
+    reason: "closed",
+    message: "the app has closed the client",
+  });
   assert.ok(socket.closed);
   assert.deepEqual(left, [{ code: "closed" }]);
   assert.equal(ready.code, "closed");
@@ -303,9 +332,41 @@ test("a closed client takes nothing more", async () => {
   await settled();
   assert.equal(sent.code, "closed");
   assert.equal(ready.code, "closed");
-  assert.equal(message.code, "not_joined");
+  assert.equal(message.code, "closed");
   assert.equal(client.sendVolatile("x"), false);
   assert.equal(client.room("chat"), undefined);
+});
+
+test("what is sent after the server has closed for good is rejected with its reason", async () => {
+  const { client, room, socket } = joined();
+  const flying = outcome(client.send("before"));
+  socket.say({ type: "error", code: "banned", message: "you were rude" });
+  socket.drop(4403, "banned");
+  const sent = [client.send("x"), room.send("x"), client.join("other").send("x")].map(outcome);
+  await settled();
+  assert.deepEqual(client.closed, { code: 4403, name: "forbidden", reason: "banned", message: "you were rude" });
+  assert.equal(flying.code, "uncertain");
+  for (const { error } of sent) assert.deepEqual([error.code, error.message], ["banned", "you were rude"]);
+});
+
+test("an earlier complaint is not taken for the reason of the close", () => {
+  const { client, socket } = joined();
+  socket.say({ type: "error", code: "rate_limited", message: "slow down" });
+  socket.drop(4450, "revoked");
+  assert.equal(client.closed.message, "revoked");
+});
+
+test("a refusal before the welcome says what it means: the origin, or the path", () => {
+  for (const [code, message] of [["forbidden", /this page's origin/], ["not_found", /path where the kit is mounted/]]) {
+    for (const told of [true, false]) {
+      const { client, socket, errors } = start();
+      socket.open();
+      if (told) socket.say({ type: "error", code, message: "not allowed" });
+      socket.drop(4403, code);
+      assert.match(client.closed.message, message);
+      assert.deepEqual(errors.map((error) => [error.code, message.test(error.message)]), [[code, true]]);
+    }
+  }
 });
 
 test("close while the token is still being fetched opens nothing", async () => {

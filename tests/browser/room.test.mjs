@@ -246,9 +246,28 @@ test("a refused join rejects ready, tells the room, and can be tried again", asy
   await assert.rejects(room.ready, { name: "RealtimeError", code: "forbidden", message: "members only" });
   assert.equal(room.state, "refused");
   assert.equal(refused[0].code, "forbidden");
-  assert.equal(sent.code, "not_joined");
+  assert.equal(sent.code, "forbidden");
   assert.notEqual(client.join("chat"), room);
   assert.equal(socket.all("join").length, 2);
+});
+
+test("a refusal that nobody would hear of is a warning on the console, once", async () => {
+  const warned = [];
+  const { warn } = console;
+  console.warn = (text) => warned.push(text);
+  try {
+    const { client, socket } = start();
+    socket.accept();
+    const refuse = (name) => socket.refuse(socket.only("join", name), { code: "forbidden", message: "members only" });
+    client.join("awaited").ready.catch(() => {});
+    client.join("heard").on("rt:refused", () => {});
+    client.join("unheard");
+    for (const name of ["awaited", "heard", "unheard"]) refuse(name);
+    await settled();
+    assert.deepEqual(warned, ["unheard was refused (forbidden): members only"]);
+  } finally {
+    console.warn = warn;
+  }
 });
 
 test("a join that is unavailable or over the rate is tried again, with the same position", async () => {
@@ -447,6 +466,7 @@ test("a request that nobody listens for, or whose listener fails, is answered so
     const codes = new Map(socket.all("reply").map(({ id, error }) => [id, error.code]));
     assert.deepEqual([...codes].sort(), [[0, "unknown_event"], [1, "internal"], [2, "internal"], [3, "internal"]]);
     assert.ok(!JSON.stringify(socket.all("reply")).includes("secret"));
+    assert.match(socket.all("reply")[0].error.message, /no listener for none/);
     assert.deepEqual([reported[0], reported[2]], ["secret", "later"]);
     assert.match(reported[1], /NaN/);
   } finally {

@@ -18,7 +18,7 @@ FAST = RoomsOptions(messages="10000/second", messages_burst=10_000, joins="10000
 """No test of something else runs into the rate limits."""
 
 
-def by_name(token: str) -> Identity | None:
+async def by_name(token: str) -> Identity | None:
     """A token is the user's name and, behind a `+`, for how many seconds from the clock's start it is good."""
     name, _, life = token.partition("+")
     return Identity(name, expires_at=1_800_000_000.0 + float(life) if life else None) if name else None

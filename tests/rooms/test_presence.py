@@ -1,11 +1,12 @@
 """Presence: snapshots and diffs fold to one truth; users with several connections; status, meta, linger, batches."""
 
+import asyncio
 import itertools
 from typing import Any
 
 import pytest
 
-from starlette_realtime import ConfigurationError, Connection, Member, Realtime
+from starlette_realtime import ConfigurationError, Connection, Member, MemoryStore, Realtime
 from starlette_realtime.testing import settle
 from tests.rooms.support import Client, Failed, World, serving
 
@@ -232,7 +233,7 @@ async def test_joining_again_tells_where_the_room_is(world: World) -> None:
     ada = await world.enter("ada", "chat:1")
     await ada.event("say", "one")
     joined = await ada.join("chat:1")
-    assert joined["recovered"] is True
+    assert joined["recovered"] is False  # there was nothing to recover from
     assert joined["events"] == []
     assert joined["position"]["offset"] == 1
     assert joined["members"]["total"] == 1
@@ -391,3 +392,38 @@ async def test_an_arrival_hears_of_itself_after_the_join(world: World) -> None:
     await ada.join("chat:1")
     kinds = [frame["type"] for frame in ada.log]
     assert "presence" not in kinds[: kinds.index("reply", kinds.index("reply") + 1)]
+
+
+async def test_who_comes_while_somebody_joins_is_in_what_that_one_hears(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = MemoryStore.read
+    for moment in range(12):
+        ada, bob = await world.enter("ada"), await world.enter("bob")
+        await world.clock.advance(1.0)
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def slow(self: MemoryStore, *args: Any, **options: Any) -> Any:
+            answer = await read(self, *args, **options)
+            asked.set()
+            await go.wait()
+            return answer
+
+        await bob.join("chat:2")  # so that only one read is slow
+        await bob.call("leave", room="chat:2")
+        first = await world.enter("eve", "chat:1")
+        monkeypatch.setattr(MemoryStore, "read", slow)
+        number = await ada.command("join", room="chat:1")
+        await asked.wait()
+        monkeypatch.undo()
+        await bob.join("chat:1")
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        go.set()
+        joined = await ada.answer(number)
+        await world.clock.advance(1.0)
+        fold = await follow(ada, "chat:1", joined["members"])
+        assert set(fold.members) == {first.id, ada.id, bob.id}
+        for client in (ada, bob, first):
+            await client.peer.disconnect()
+        await settle()

@@ -49,7 +49,7 @@ async def test_what_others_published_meanwhile_comes_before_fresh() -> None:
         here.store.faults.resume()
         await clock.advance(3.0)
         kinds = [frame["data"] if frame["type"] == "event" else frame["type"] for frame in ada.take()]
-        kinds = [kind for kind in kinds if kind not in ("presence",)]
+        kinds = [kind for kind in kinds if kind != "presence"]
         assert kinds.index("one") < kinds.index("two")
         assert "stale" in kinds
         assert "fresh" in kinds

@@ -164,7 +164,7 @@ async def test_a_token_that_was_not_issued_here_lets_nobody_in(site: Site, kind:
     assert set(forged) == set(FORGED)
     async with site.peer("bob") as witness, site.peer() as peer:
         error = await peer.refused("auth", token=forged[kind])
-        assert error == {"code": "unauthenticated", "message": "authenticate first"}
+        assert error == {"code": "unauthenticated", "message": "the token is not valid"}
         last = await peer.expect("error")
         assert last["code"] == "unauthenticated"
         assert await peer.closed() == (4401, "unauthenticated")

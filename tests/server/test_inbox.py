@@ -10,6 +10,7 @@ import pytest
 from starlette_realtime import Connection, ConnectionClosed, Member, Realtime, Refused, RoomsOptions
 from starlette_realtime.testing import FakeClock
 from tests.server.support import Peer, Site, declare, new_tokens, running
+from tests.support.server import RunningServer
 from tests.support.waiting import until
 
 INBOX = 32
@@ -108,21 +109,23 @@ async def test_what_waits_with_the_client_is_bounded_on_the_server(site: Site, p
         await peer.send("event", event="work", room="slow:0", data=number)
     await until(lambda: of(site).lanes.held == INBOX, what="the inbox to be full")
     padding = "x" * 60_000
-    sent = 0
+    connection, server = of(site), site.server
+    assert isinstance(server, RunningServer)
+    (protocol,) = server.server.server_state.connections
 
     async def flood() -> None:
-        nonlocal sent
-        while True:
+        for _ in range(1000):  # 60 MB: far more than the two sockets hold
             await peer.send("event", event="echo", data=padding)
-            sent += 1
+
+    def held_up() -> bool:
+        """Whether nobody reads on the server, and the client's system takes no more."""
+        reading = protocol.transport.is_reading()
+        return connection.paused and not reading and peer.websocket.transport.get_write_buffer_size() > 0
 
     flooding = asyncio.create_task(flood())
-    before = -1
-    while before != sent:  # as long as it moves, in a tenth of a second
-        before = sent
-        await asyncio.sleep(0.1)
-    assert sent < 1000, "the client is held up"
-    assert of(site).lanes.held == INBOX
+    await until(lambda: flooding.done() or held_up(), what="the client to be held up")
+    assert not flooding.done(), "the server took everything in"
+    assert connection.lanes.held == INBOX
     flooding.cancel()
     await asyncio.wait([flooding])
     peer.lose()

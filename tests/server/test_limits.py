@@ -86,13 +86,21 @@ async def test_in_the_long_run_twenty_commands_a_second_pass(site: Site, peer: P
         ("status", {"status": "away"}),
         ("history", {"room": "chat:1"}),
         ("members", {"room": "chat:1"}),
-        ("auth", {"token": "nonsense"}),
     ],
 )
 async def test_every_kind_of_command_counts(peer: Peer, type: str, fields: dict[str, Any]) -> None:
     assert not refusals(await fill(peer, BURST - 1))
     await peer.ask(type, **fields)
     assert (await peer.refused(type, **fields))["code"] == "rate_limited"
+
+
+async def test_refreshes_have_a_limit_of_their_own_since_each_asks_every_room(site: Site, peer: Peer) -> None:
+    for _ in range(5):
+        assert (await peer.refused("auth", token="nonsense"))["code"] == "unauthenticated"
+    error = await peer.refused("auth", token="nonsense")
+    assert (error["code"], error["retry_after"]) == ("rate_limited", pytest.approx(6.0))
+    await site.clock.advance(6.0)
+    await peer.do("auth")
 
 
 async def test_a_refusal_without_an_id_has_the_time_to_wait_too(peer: Peer) -> None:

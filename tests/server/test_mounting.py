@@ -1,6 +1,7 @@
 """Where it may be mounted: any application, any path, several at once; and what it says when something is missing."""
 
 import asyncio
+import os
 import re
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
@@ -19,8 +20,8 @@ from starlette.types import ASGIApp
 from websockets.exceptions import InvalidStatus
 
 from starlette_realtime import ConfigurationError, Realtime
-from starlette_realtime.realtime import count_workers
 from starlette_realtime.testing import FakeClock
+from starlette_realtime.workers import count_workers
 from tests.server.support import AT_ONCE, CALM, SECRET, Peer, declare, dial, handshake, new_tokens
 from tests.support.server import ROOT, Running, StartupFailed, serve, serve_process
 
@@ -288,6 +289,13 @@ async def test_an_instance_is_no_application_of_its_own() -> None:
         (["uvicorn", "--workers=4", "app:app"], {}, 4),
         (["python", "-m", "uvicorn", "app:app", "--workers", "1"], {"WEB_CONCURRENCY": "3"}, 1),
         (["uvicorn", "app:app"], {"WEB_CONCURRENCY": "3"}, 3),
+        (["uvicorn", "app:app"], {"UVICORN_WORKERS": "4"}, 4),
+        (["/usr/bin/uvicorn", "app:app", "--workers", "4"], {}, 4),
+        (["/lib/uvicorn/__main__.py", "app:app", "--workers", "4"], {}, 4),
+        (["gunicorn", "app:app"], {"GUNICORN_CMD_ARGS": "--workers 4"}, 4),
+        (["pytest", "-w", "4"], {"WEB_CONCURRENCY": "3"}, 1),
+        (["app.py"], {"WEB_CONCURRENCY": "3"}, 1),
+        ([], {}, 1),
         (["uvicorn", "app:app"], {"WEB_CONCURRENCY": ""}, 1),
         (["uvicorn", "app:app"], {"WEB_CONCURRENCY": "many"}, 1),
         (["gunicorn", "-w", "2", "app:app"], {}, 2),
@@ -326,10 +334,21 @@ def alone() -> Starlette:
     return in_starlette(Realtime(authenticate=lambda token: token, secret=SECRET), "/realtime")  # type: ignore[return-value]
 
 
-async def test_real_workers_fail_loudly() -> None:
-    command = [sys.executable, "-m", "uvicorn", "--factory", "tests.server.test_mounting:alone", "--workers", "2"]
+@pytest.mark.parametrize(
+    ("command", "said_is"),
+    [
+        (
+            ["-m", "uvicorn", "--factory", "tests.server.test_mounting:alone", "--workers", "2", "--port", "0"],
+            "2 workers",
+        ),
+        (["tests/server/many.py"], "several workers"),
+    ],
+    ids=["on the command line", "in the program"],
+)
+async def test_real_workers_fail_loudly(command: list[str], said_is: str) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
-        *command, "--port", "0", cwd=ROOT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
+        sys.executable, *command, cwd=ROOT, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
     )
     assert process.stdout is not None
     said = ""
@@ -343,9 +362,8 @@ async def test_real_workers_fail_loudly() -> None:
         if process.returncode is None:
             process.terminate()
         await process.communicate()
-    assert "2 workers, and a MemoryStore belongs to one" in said
-    assert "share a store" in said
-    assert "Application startup complete" not in said
+    assert f"{said_is}, and a MemoryStore belongs to one" in said
+    assert "Run one worker" in said
 
 
 async def test_one_real_worker_serves() -> None:

@@ -153,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     def stream(self, topic: str) -> Stream:
         """What the backend has, without a fault in between."""
 
-        return self.do(lambda: self.stores[0].backend.touch(topic).stream)
+        return self.do(lambda: self.stores[0].backend.topics.touch(topic).stream)
 
     def do(self, call: Callable[[], T]) -> T:
         """Call it within the event loop."""
