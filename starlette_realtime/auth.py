@@ -171,7 +171,7 @@ class AuthGuard:
                 identity = await self._ask_backend(way, scope, strict=bool(authorization))
             else:
                 continue
-            if identity is not None and not self._expired(identity):
+            if identity is not None:
                 return self._checked(identity)
         return None  # another scheme's header may be a proxy's, that browsers send unasked
 
@@ -282,6 +282,8 @@ class AuthGuard:
             return
         try:
             identity = await self.handshake(scope) or self.fallback()
+            if self._expired(identity):
+                raise Unauthenticated(code="expired")
         except Refused as exc:
             status, code = (401, 4401) if isinstance(exc, Unauthenticated) else (403, 4403)
             await deny(scope, receive, send, status=status, code=code, reason=exc.code, retry_after=exc.retry_after)

@@ -1,6 +1,6 @@
 """Presence: one topic's members as this process knows them, and how they changed, in batches."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from msgspec import Struct
@@ -9,8 +9,6 @@ from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.messages import Entry, Members, PresenceDiff
 
 __all__ = ["Change", "Roster"]
-
-Reload = Callable[[], Awaitable[Members]]
 
 
 class Change(Struct, frozen=True):
@@ -94,9 +92,11 @@ class Roster:
             else:
                 self._waiting.clear()  # the snapshot under way may be too old now: what follows shows a gap again
             return
-        if diff.seq <= self.seq:
+        # An empty diff says where the store is: behind us, where it was wound back.
+        wound_back = diff.seq < self.seq and not diff.entered and not diff.left
+        if diff.seq <= self.seq and not wound_back:
             return
-        if diff.prev > self.seq:
+        if wound_back or diff.prev > self.seq:
             self._waiting = [diff]
             self._gap()
             return
@@ -118,7 +118,8 @@ class Roster:
             self._sent = self.seq
             self._touched.clear()
         for diff in waiting:
-            self.apply(diff)
+            if diff.seq > self.seq:  # the snapshot is newer than the others, wherever the store was wound back to
+                self.apply(diff)
         self._schedule()
 
     def restart(self) -> bool:

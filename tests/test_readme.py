@@ -18,6 +18,13 @@ def block(language: str) -> str:
     return found[1]
 
 
+def options() -> list[str]:
+    """What the README tells uvicorn."""
+    found = re.search(r"^\$ uvicorn app:app (.*)$", README.read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
 async def open_page(pages: Pages, url: str) -> Page:
     page = await pages.new()
     await page.goto(url)
@@ -31,7 +38,7 @@ def test_the_application_has_at_most_forty_lines() -> None:
 async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: Pages) -> None:
     (tmp_path / "app.py").write_text(block("python"))
     (tmp_path / "index.html").write_text(block("html"))
-    async with serve_process("app:app", cwd=tmp_path) as server:
+    async with serve_process("app:app", *options(), cwd=tmp_path) as server:
         ann = await open_page(pages, f"{server.url}/?name=ann")
         bob = await open_page(pages, f"{server.url}/?name=bob")
         await expect(ann.locator("#members")).to_have_text("ann, bob")
@@ -61,7 +68,7 @@ async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: 
 async def test_a_page_without_a_name_asks_for_one(tmp_path: Path, pages: Pages) -> None:
     (tmp_path / "app.py").write_text(block("python"))
     (tmp_path / "index.html").write_text(block("html"))
-    async with serve_process("app:app", cwd=tmp_path) as server:
+    async with serve_process("app:app", *options(), cwd=tmp_path) as server:
         page = await pages.new()
         page.once("dialog", lambda dialog: dialog.accept("cleo"))
         await page.goto(f"{server.url}/?name=")

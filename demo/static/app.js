@@ -2,7 +2,7 @@
 
 import { cut } from "./cut.js";
 import { $, toast } from "./dom.js";
-import { leave, pointer, side } from "./frame.js";
+import { leave, leftElsewhere, pointer, side } from "./frame.js";
 import { Visit } from "./visit.js";
 
 const scroller = $("[data-messages]");
@@ -49,10 +49,15 @@ $("[data-sign-in]").onsubmit = async (/** @type {SubmitEvent} */ event) => {
   }
 };
 
+/** What leaving now would lose. */
+const pending = () => visit?.pending ?? 0;
+
 $("[data-sign-out]").onclick = async () => {
+  if (pending() && !confirm("Some messages have not been sent yet. Sign out all the same?")) return;
   try {
     await fetch("/session", { method: "DELETE" });
-    leave("You have signed out.");
+    visit = null; // nobody is asked again
+    leave("You have signed out.", { everywhere: true });
   } catch {
     toast("The server can't be reached, so you are still signed in.");
   }
@@ -102,8 +107,20 @@ $("#older").onclick = () => visit?.load(visit.current);
 $("#stage").onpointermove = (/** @type {PointerEvent} */ event) => visit?.point(event);
 $("#recolour").onclick = () => visit?.recolour();
 $("#open-side").onclick = () => side(true);
+$("#open-lab").onclick = () => {
+  side(true);
+  $("[data-drop]").focus();
+};
 $("#close-side").onclick = $("#shade").onclick = () => side(false);
 desktop.onchange = () => side(false);
+leftElsewhere(() => {
+  if (!visit) return;
+  visit = null;
+  leave("You have signed out in another tab.");
+});
+addEventListener("beforeunload", (event) => {
+  if (pending()) event.preventDefault();
+});
 document.addEventListener("visibilitychange", () => visit?.statusChanged());
 document.addEventListener("keydown", ({ key }) => key === "Escape" && side(false));
 

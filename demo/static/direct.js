@@ -47,6 +47,10 @@ export class Directs {
     return [...this.#threads.values()].reduce((sum, { unread }) => sum + unread, 0);
   }
 
+  get pending() {
+    return [...this.#threads.values()].reduce((sum, { log }) => sum + log.pending, 0);
+  }
+
   /** What to recolour. */
   get lists() {
     return [...this.#threads.values()].map(({ log }) => log.list);
@@ -74,7 +78,12 @@ export class Directs {
     const thread = this.#thread(user);
     if (added && info.from.user !== this.#me && (this.#shown !== user || document.hidden)) {
       thread.unread++;
-      const close = toast(`${user}: ${data.text}`, { action: "Answer", run: () => this.open(user), seconds: 12 });
+      const close = toast(`${user}: ${data.text}`, {
+        action: "Answer",
+        run: () => this.open(user),
+        anywhere: true,
+        seconds: 12,
+      });
       thread.toasts = [...thread.toasts.slice(-3), close]; // as many as are shown
     }
     this.#changed();

@@ -80,15 +80,17 @@ const TOASTS = 4;
 /**
  * Say something in passing.
  * @param {string} text
- * @param {{ action?: string, run?: () => void, seconds?: number }} [options] `seconds` 0: until it is dismissed
+ * @param {{ action?: string, run?: () => void, anywhere?: boolean, seconds?: number }} [options] `anywhere`: a click
+ *   on the text runs it, too; `seconds` 0: until it is dismissed
  * @returns {() => void} takes it away
  */
-export function toast(text, { action, run, seconds = 6 } = {}) {
+export function toast(text, { action, run, anywhere = false, seconds = 6 } = {}) {
   const toasts = $("#toasts");
   const close = () => element.remove();
+  const act = () => (close(), run?.());
   for (const one of [...toasts.children]) if (one.firstChild.textContent === text) one.remove(); // once is enough
-  const element = h("div", { className: "toast" }, h("p", {}, text));
-  if (action) element.append(h("button", { className: "quiet", onclick: () => (close(), run?.()) }, action));
+  const element = h("div", { className: "toast" }, h("p", anywhere ? { className: "open", onclick: act } : {}, text));
+  if (action) element.append(h("button", { className: "quiet", onclick: act }, action));
   element.append(h("button", { className: "quiet close", "aria-label": "Dismiss", onclick: close }, "✕"));
   toasts.append(element);
   while (toasts.children.length > TOASTS) toasts.firstChild.remove();

@@ -5,11 +5,19 @@ import { $ } from "./dom.js";
 /** A mouse, and so somebody who sees cursors and likes the keyboard ready. */
 export const pointer = matchMedia("(hover: hover) and (pointer: fine)");
 
+/** The tabs of this browser, which have one cookie between them. */
+const tabs = new BroadcastChannel("signed-out");
+
+/** @param {() => void} listener called when another tab has signed out */
+export const leftElsewhere = (listener) => void (tabs.onmessage = listener);
+
 /**
  * Begin anew, so that nothing of one user is left on the page for the next.
  * @param {string} why
+ * @param {{ everywhere?: boolean }} [options] the other tabs, too
  */
-export function leave(why) {
+export function leave(why, { everywhere = false } = {}) {
+  if (everywhere) tabs.postMessage(null);
   sessionStorage.setItem("notice", why);
   localStorage.removeItem("signed-in");
   location.reload();

@@ -59,6 +59,11 @@ export class Log {
     return this.items.find((item) => item.position)?.position;
   }
 
+  /** How many are on their way. */
+  get pending() {
+    return [...this.#mine.values()].filter(({ element }) => element.dataset.delivery === "sending").length;
+  }
+
   /**
    * Show what the server has; once only, however often it is told.
    * @param {Message} message

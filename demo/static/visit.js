@@ -112,7 +112,7 @@ export class Visit {
   }
 
   /** @param {any} change */
-  showState({ state, code, reason, retryIn = 0 }) {
+  showState({ state, code, message, retryIn = 0 }) {
     const words = { connecting: "Connecting…", online: "Online", waiting: "Offline", closed: "Closed" };
     $("[data-state]").dataset.state = state;
     $("#state").textContent = words[/** @type {keyof typeof words} */ (state)];
@@ -120,13 +120,13 @@ export class Visit {
     const due = performance.now() + retryIn;
     const count = () => {
       const left = Math.ceil((due - performance.now()) / 1000);
-      $("#retry").textContent = state === "waiting" && left > 0 ? `again in ${left} s` : "";
+      $("#retry").textContent = state === "waiting" && left > 0 ? `retrying in ${left} s` : "";
     };
     count();
     if (state === "waiting") this.retry = setInterval(count, 500);
     if (state === "closed" && code === 4401) leave("Your sign-in is no longer valid. Please sign in again.");
     else if (state === "closed" && code !== 1000) {
-      toast(`The connection was closed: ${reason}.`, { action: "Reload", run: () => location.reload(), seconds: 0 });
+      toast(`The connection was closed: ${message}.`, { action: "Reload", run: () => location.reload(), seconds: 0 });
     }
     if (state !== "online") for (const id of this.cursors.keys()) this.hideCursor(id);
   }
@@ -344,6 +344,11 @@ export class Visit {
     this.cursors.delete(connection);
   }
 
+  /** How many messages the server hasn't acknowledged yet. */
+  get pending() {
+    return [...this.chats.values()].reduce((sum, { log }) => sum + log.pending, this.directs.pending);
+  }
+
   /** Lists of messages, those that are not shown included. */
   get lists() {
     return [...this.chats.values()].map(({ log }) => log.list).concat(this.directs.lists);
@@ -417,9 +422,10 @@ export class Visit {
       this.directs.open(user);
     };
     const label = unread ? `Message ${user}, ${unread} unread` : `Message ${user}`;
-    const write = h("button", { className: "quiet", "data-dm": user, "aria-label": label, onclick: open }, "Message");
+    const write = h("button", { className: "quiet", "data-dm": user, "aria-label": label }, "Message");
     if (unread) write.append(h("span", { className: "badge" }, String(unread)));
     item.append(write);
+    item.onclick = open; // the button is for keyboards, and says what a click does
     return item;
   }
 

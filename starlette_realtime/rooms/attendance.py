@@ -40,7 +40,7 @@ class Attendance:
     """
     The presence records of this process's members.
 
-    `topics` are those of the fan-out. `absent` stands in for a membership that this process doesn't have (any more),
+    `absent` stands in for a membership that this process doesn't have (any more),
     None where the room is not declared here.
     """
 
@@ -49,15 +49,14 @@ class Attendance:
         *,
         publishing: Publishing,
         store: Store,
-        topics: Mapping[str, Topic],
         clock: Clock,
         absent: Callable[[str, Entry], Membership | None],
     ) -> None:
         self._publishing = publishing
         self._store = store
-        self._topics = topics
         self._clock = clock
         self._absent = absent
+        self._present: dict[tuple[str, str], Membership] = {}
         self._lingering: dict[tuple[str, str], _Linger] = {}
         self._telling: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +64,12 @@ class Attendance:
     @property
     def gauges(self) -> Mapping[str, int]:
         """What is held at the moment, for metrics and leak tests."""
-        return {"lingering": len(self._lingering), "telling": len(self._telling), "tasks": len(self._tasks)}
+        return {
+            "present": len(self._present),
+            "lingering": len(self._lingering),
+            "telling": len(self._telling),
+            "tasks": len(self._tasks),
+        }
 
     # --- coming and going -------------------------------------------------------------------------------------------
 
@@ -75,6 +79,7 @@ class Attendance:
 
         What lingers for the same session goes, and nobody hears that it was away.
         """
+        self._present[membership.name, membership.entry.connection] = membership
         arrived = await self._store.enter(membership.name, (membership.entry,))
         before = self._lingering.pop((membership.name, membership.connection.session), None)
         if before is not None:
@@ -114,6 +119,9 @@ class Attendance:
         self.spawn(self._depart(self._lingering.pop(key).membership))
 
     async def _depart(self, membership: Membership) -> None:
+        key = (membership.name, membership.entry.connection)
+        if self._present.get(key) is membership:
+            del self._present[key]
         try:
             gone = await self._store.leave(membership.name, (membership.entry.connection,))
         except StoreError as exc:
@@ -155,23 +163,14 @@ class Attendance:
 
     def changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
         """The store itself brought users back or removed them (`Store.on_presence`): tell the handlers."""
-        topic = self._topics.get(name)
         for entry in joined:
-            connection = topic.members.get(entry.connection) if topic is not None else None
-            membership = connection.rooms.get(name) if connection is not None else self._lingers(name, entry)
+            membership = self._present.get((name, entry.connection))
             if membership is not None:
                 self.tell(membership, joined=True)
         for entry in left:
             membership = self._absent(name, entry)
             if membership is not None:
                 self.tell(membership, joined=False)
-
-    def _lingers(self, name: str, entry: Entry) -> Membership | None:
-        for linger in self._lingering.values():
-            membership = linger.membership
-            if membership.name == name and membership.entry.connection == entry.connection:
-                return membership
-        return None
 
     # --- what is shown ----------------------------------------------------------------------------------------------
 

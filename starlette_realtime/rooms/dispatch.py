@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -34,7 +33,6 @@ from starlette_realtime.messages import (
     Failure,
     GetHistory,
     GetMembers,
-    History,
     Identity,
     Join,
     JoinedRoom,
@@ -48,11 +46,11 @@ from starlette_realtime.messages import (
 )
 from starlette_realtime.payloads import Call, Handler, decoder, encode
 from starlette_realtime.protocols import NativeProtocol
-from starlette_realtime.ratelimit import Rate, TokenBucket
 from starlette_realtime.rooms.admission import Admission, announce
 from starlette_realtime.rooms.attendance import Attendance
 from starlette_realtime.rooms.declaration import Events, Room
 from starlette_realtime.rooms.joining import Joining
+from starlette_realtime.rooms.limits import CommandLimits, RoomsOptions
 from starlette_realtime.rooms.member import Member, Membership, RoomView
 from starlette_realtime.rooms.publishing import DISCONNECT, KICK, Disconnect, Kick, Publishing
 from starlette_realtime.store import Store
@@ -63,35 +61,6 @@ __all__ = ["Rooms", "RoomsOptions"]
 logger = logging.getLogger("starlette_realtime.rooms")
 
 EMPTY = Raw(b"{}")
-
-REFRESHES = Rate(5, 30.0)
-"""How often a connection may renew its credentials."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoomsOptions:
-    """What applies to all rooms. Durations are seconds, sizes are bytes."""
-
-    messages: str = "20/second"
-    """How many commands a connection may send, joins aside."""
-    messages_burst: int = 40
-    """How many of them at once."""
-    joins: str = "5/second"
-    """How often a connection may join."""
-    joins_burst: int = 100
-    """How many joins at once: as many as a client has rooms, or it couldn't come back."""
-    missed: int = 512
-    """How many events one resume may bring."""
-    missed_bytes: int = 1024 * 1024
-    """How large they may be together."""
-    presence_interval: float = 0.1
-    """At most so often a room's members hear of each other."""
-    user_history: History = History()  # noqa: RUF009 - frozen
-    """What is kept of what is sent to a user."""
-    publication_bytes: int = 256 * 1024
-    """How large one published event may be: a fraction of what may wait for a client."""
-    history_page: int = 100
-    """How many events one page of history has at most."""
 
 
 class Rooms:
@@ -112,8 +81,7 @@ class Rooms:
         self._clock = clock
         self._connection_options = connection_options
         self._options = options
-        self._message_rate = Rate.parse(options.messages)
-        self._join_rate = Rate.parse(options.joins)
+        self._limits = CommandLimits(options, clock)
         self.on_connect: list[Handler] = []
         self.on_disconnect: list[Handler] = []
         self.events = Events(injectable=(Connection,), params={})
@@ -122,9 +90,7 @@ class Rooms:
         self.publishing.commanded.append(self._asked)
         user_room.publishing = self.publishing
         self.fanout = Fanout(store, clock, control=self._control, presence_interval=options.presence_interval)
-        self.attendance = Attendance(
-            publishing=self.publishing, store=store, topics=self.fanout.topics, clock=clock, absent=self._absent
-        )
+        self.attendance = Attendance(publishing=self.publishing, store=store, clock=clock, absent=self._absent)
         self.joining = Joining(
             store=store,
             fanout=self.fanout,
@@ -156,12 +122,19 @@ class Rooms:
         if connection.closed:
             return
         if isinstance(command, Pong) or (isinstance(command, Answer) and not connection.answered(command)):
-            self._spend_idly(connection)
+            wait = self._limits.idle(connection)
+            if wait:
+                connection.close(4429, retry_after=wait)
             return
         if isinstance(command, Answer):
             return
         lanes = connection.lanes
-        if not self._spend(connection, command):
+        wait = self._limits.wait(connection, command)
+        if wait:
+            if self._limits.goes_on(connection):
+                connection.close(4429, retry_after=wait)
+            else:
+                self._fail(connection, command, RateLimited(retry_after=wait))
             return
         if isinstance(command, Auth):
             if lanes.held >= 2 * lanes.size:
@@ -328,7 +301,9 @@ class Rooms:
         if bound is None:
             raise Refused("unknown_event", f"nobody handles {command.event!r} here")
         if bound.rate is not None:
-            self._take(connection, bound, bound.rate)
+            wait = self._limits.handler(connection, bound, bound.rate)
+            if wait:
+                raise RateLimited(retry_after=wait)
         return encode(await bound.handler(Call(objects, params, command.data)))
 
     def _membership(self, connection: Connection, name: str) -> Any:
@@ -386,46 +361,6 @@ class Rooms:
         else:
             event = Error(code, message, retry_after, fields)
         connection.push(event)
-
-    # --- limits -----------------------------------------------------------------------------------------------------
-
-    def _spend(self, connection: Connection, command: Command) -> bool:
-        """Count a command; over the limit it is refused, and who goes on regardless is closed."""
-        options = self._options
-        if isinstance(command, Join):
-            wait = self._bucket(connection, "joins", self._join_rate, options.joins_burst).take()
-        elif isinstance(command, Auth) and connection.identity is not None:
-            # A refresh asks every room again.
-            wait = self._bucket(connection, "refreshes", REFRESHES, None).take()
-        else:
-            bucket = self._bucket(connection, "messages", self._message_rate, options.messages_burst)
-            rooms = len(connection.rooms) if isinstance(command, SetStatus) and command.room is None else 1
-            wait = bucket.take(min(max(1, rooms), bucket.burst))
-        if not wait:
-            return True
-        if self._bucket(connection, "refused", self._message_rate, options.messages_burst).take():
-            connection.close(4429, retry_after=wait)
-        else:
-            self._fail(connection, command, RateLimited(retry_after=wait))
-        return False
-
-    def _spend_idly(self, connection: Connection) -> None:
-        """Count what asks for nothing, and so can't be refused: a flood of it is closed."""
-        wait = self._bucket(connection, "idle", self._message_rate, self._options.messages_burst).take()
-        if wait:
-            connection.close(4429, retry_after=wait)
-
-    def _take(self, connection: Connection, key: object, rate: Rate) -> None:
-        wait = self._bucket(connection, key, rate, None).take()
-        if wait:
-            raise RateLimited(retry_after=wait)
-
-    def _bucket(self, connection: Connection, key: object, rate: Rate, burst: int | None) -> TokenBucket:
-        bucket = connection.buckets.get(key)
-        if bucket is None:
-            bucket = connection.buckets[key] = TokenBucket(rate, burst, self._clock)
-        found: TokenBucket = bucket
-        return found
 
     # --- the end of a connection ------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from starlette_realtime.messages import (
     Position,
     Recovery,
 )
-from starlette_realtime.store.feed import Deliver, Feeds
+from starlette_realtime.store.feed import Deliver
+from starlette_realtime.store.feeds import Feeds
 
 __all__ = ["READ_BYTES", "REVOCATIONS", "Deliver", "PresenceChanged", "Store"]
 

@@ -1,8 +1,7 @@
 """MemoryStore: the whole contract within one process, on an injected clock, with faults for tests."""
 
-import asyncio
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +14,9 @@ from starlette_realtime.messages import Delivery, Entry, History, Members, Node,
 from starlette_realtime.store.backend import Lease, MemoryBackend
 from starlette_realtime.store.base import READ_BYTES, REVOCATIONS, Store
 from starlette_realtime.store.faults import Faults
+from starlette_realtime.store.inbox import Inbox
 
 __all__ = ["MemoryStore"]
-
-INBOX_ENTRIES = 1_024
-INBOX_BYTES = 1_048_576
 
 
 class MemoryStore(Store):
@@ -36,9 +33,14 @@ class MemoryStore(Store):
     The backend's options are used where no `backend` is given. `dedupe`: seconds that an idempotency key is known.
     `forget`: seconds from a topic's last publication until its position is forgotten, at least ten times its history's
     ttl, and never while somebody listens or is present; `forget_joined` where it was only read. `revocation_life`:
-    seconds, the longest life of a token. `history_bytes`: data that one topic's history holds, whatever its size.
-    `max_keys`: over so many idempotency keys, the oldest is forgotten early, with a warning; over so many claims or
-    revocations, a further one is refused with `StoreError`.
+    seconds, the longest life of a token. `max_keys`: over so many idempotency keys, the oldest is forgotten early, with
+    a warning; over so many claims or revocations, a further one is refused with `StoreError`.
+
+    `history_bytes`: data that one topic's history holds, whatever its size; `total_bytes`: data that all of them hold;
+    `max_topics`: how many topics there are. (A topic takes about 2 kB besides, and a publication 300 bytes.) Over
+    either of these two, with a warning, the longest unused of the topics where nobody listens or is present are
+    forgotten early: whoever comes back to one is told `forgotten`. Where there is none, a further topic is refused with
+    `StoreError`, and a further publication drops the oldest ones of its own topic's history: `trimmed`.
     """
 
     def __init__(
@@ -92,9 +94,7 @@ class MemoryStore(Store):
         self._leaving: list[tuple[str, str]] = []  # (topic, connection): left while the store was away
         self._releasing: list[tuple[str, str]] = []  # (key, slot): released meanwhile
         self._timers: dict[Callable[[], None], Timer] = {}
-        self._inbox: deque[bytes] = deque()
-        self._inbox_bytes = 0
-        self._draining: asyncio.Handle | None = None
+        self._inbox = Inbox(self._addressed, self._receives)
 
     @property
     def limits(self) -> limits.aio.storage.Storage:  # type: ignore[override]
@@ -213,13 +213,13 @@ class MemoryStore(Store):
         lease = self.backend.leases.get(node)
         if lease is None or lease.dead or lease.until <= self.clock.now() or lease.store.faults.killed:
             raise StoreError(f"there is no process {node}: it is gone")
-        lease.store._post(data)
+        lease.store._inbox.post(data)
 
     async def receive(self, deliver: Callable[[bytes], object]) -> None:
         """See `Store.receive`."""
         self._standing()
         await super().receive(deliver)
-        self._drain_soon()
+        self._inbox.drain_soon()
 
     async def nodes(self) -> Sequence[Node]:
         """See `Store.nodes`."""
@@ -233,7 +233,7 @@ class MemoryStore(Store):
 
     def gauges(self) -> dict[str, int]:
         """What this process holds, and what it shares."""
-        inbox = {"inbox": len(self._inbox), "inbox_bytes": self._inbox_bytes, "timers": self.clock.timers}
+        inbox = {"inbox": len(self._inbox), "inbox_bytes": self._inbox.size, "timers": self.clock.timers}
         return {**super().gauges(), **self.backend.gauges(), **inbox}
 
     # --- the link ---
@@ -272,26 +272,11 @@ class MemoryStore(Store):
         """The link is there again."""
         self._standing()
         self._interrupted()
-        self._drain_soon()
+        self._inbox.drain_soon()
 
-    def _post(self, data: bytes) -> None:
-        if len(self._inbox) >= INBOX_ENTRIES or self._inbox_bytes + len(data) > INBOX_BYTES:
-            raise StoreError("the process's inbox is full")
-        self._inbox.append(data)
-        self._inbox_bytes += len(data)
-        self._drain_soon()
-
-    def _drain_soon(self) -> None:
-        """Not at once: the sender is not to run the receiver's code."""
-        if self._draining is None and self._inbox and self._receivers:
-            self._draining = asyncio.get_running_loop().call_soon(self._drain)
-
-    def _drain(self) -> None:
-        self._draining = None
-        while self._inbox and self._receivers and not (self.faults.stalled or self.faults.killed):
-            data = self._inbox.popleft()
-            self._inbox_bytes -= len(data)
-            self._addressed(data)
+    def _receives(self) -> bool:
+        """Whether what is sent to this process arrives, and is awaited."""
+        return bool(self._receivers) and not (self.faults.stalled or self.faults.killed)
 
     # --- the lease ---
 
@@ -356,11 +341,7 @@ class MemoryStore(Store):
         self._lease.dead = True
         for state in (self._entered, self._held, self._leaving, self._releasing):
             state.clear()
-        if self._draining is not None:
-            self._draining.cancel()
-            self._draining = None
         self._inbox.clear()
-        self._inbox_bytes = 0
 
     def _die(self) -> None:
         self._rest()

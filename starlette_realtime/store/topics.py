@@ -58,9 +58,10 @@ class Topics(dict[str, Topic]):
     that is longer), and after it was only read. `history_bytes` and `total_bytes`: data that the history of one topic,
     and of all, may hold. `max_topics`: how many there may be.
 
-    Over either of the last two, topics that nobody holds are forgotten before their time, the longest unused first, in
-    constant time each: they wait in two orders of use, all of them, and those of them that have data. Where all are
-    held, a further topic is refused, and a further publication drops the oldest of its own topic's.
+    Over either of the last two, topics that nobody holds are forgotten before their time, the longest unused first:
+    they wait in two orders of use, all of them, and those of them that have data, so that nobody has to search. Where
+    all are held, a further topic is refused, and a further publication drops the oldest of its own topic's; so does one
+    that is too large for what `FORGET_STEP` topics leave.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Topics(dict[str, Topic]):
         stream = topic.stream
         self.size += stream.size - before
         known = 10 * history.ttl
-        forget_at = now + (known if known > self._forget_after else self._forget_after)
+        forget_at = now + (max(self._forget_after, known))
         if stream.expires < topic.due or topic.timer is None:
             self._keep(topic, forget_at, now)
         elif forget_at > topic.forget_at:
@@ -145,6 +146,8 @@ class Topics(dict[str, Topic]):
         if topic.stream.size:
             self._unheld_filled[name] = topic
             self._unheld_filled.move_to_end(name)
+        else:
+            self._unheld_filled.pop(name, None)
 
     def released(self, topic: Topic) -> None:
         """Somebody is there no more; the topic is known for a while yet."""
@@ -242,7 +245,7 @@ class Topics(dict[str, Topic]):
         while self._unheld and len(self) >= self._max_topics:
             self._forget(next(iter(self._unheld.values())))
         if len(self) >= self._max_topics and not regardless:
-            raise StoreError(f"all {self._max_topics} topics are in use, so that there is no further one")
+            raise StoreError(f"all {self._max_topics} topics are in use, none to spare: raise max_topics")
 
     def _fit(self, topic: Topic) -> None:
         """For what was published last."""

@@ -74,15 +74,15 @@ async def test_a_barrier_runs_alone(work: Work) -> None:
 async def test_what_is_full_has_room_when_work_ends(work: Work) -> None:
     lanes = Lanes(2)
     lanes.put("x", work("a"))
-    assert not lanes.full
+    assert (lanes.held, lanes.full) == (1, False)
     lanes.put("x", work("b"))
-    assert lanes.full
+    assert (lanes.held, lanes.full) == (2, True)
     waiting = asyncio.ensure_future(lanes.changed())
     await settle()
     assert not waiting.done()
     await work.finish("a")
     assert waiting.done()
-    assert not lanes.full
+    assert (lanes.held, lanes.full) == (1, False)
     await work.finish("b")
 
 

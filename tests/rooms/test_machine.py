@@ -1,6 +1,7 @@
 """Rooms, whatever happens to links, processes and the store: nothing lost, nothing twice, nothing silent."""
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -88,7 +89,7 @@ class RoomMachine(RuleBasedStateMachine):
     async def _start(self) -> None:
         asyncio.get_running_loop().set_exception_handler(self._broken)
         self.broken: list[Any] = []
-        store = MemoryStore(clock=self.clock)
+        store = MemoryStore(clock=self.clock, rng=random.Random(1))
         self.backend = store.backend
         self._record()
         self.worlds = [World(clock=self.clock, store=each, secret=SECRET) for each in (store, store.sibling())]

@@ -10,6 +10,7 @@ import pytest
 
 from starlette_realtime import Connection
 from tests.server.support import CALM, Peer, Site, dial, running
+from tests.support.server import RunningServer
 from tests.support.waiting import until
 
 SMALL = replace(CALM, outbox_bytes=256 * 1024, outbox_entries=64, send_timeout=10.0)
@@ -146,3 +147,29 @@ async def test_what_a_slow_consumer_held_is_given_back(site: Site) -> None:
     assert connection.outbox.size == 0
     await site.clock.advance(300.0)
     await until(lambda: held() == baseline, what="everything to be given back")
+
+
+async def test_the_socket_of_who_does_not_read_goes_too(site: Site) -> None:
+    assert isinstance(site.server, RunningServer)
+    connections = site.server.server.server_state.connections
+    async with stalled(site, "chat:1") as (_, connection):
+        await flood(site, "chat:1", connection)
+        assert len(connections) == 1
+        await site.clock.advance(10.0)
+        await until(lambda: not connections, what="the server to close the socket")
+
+
+async def test_the_socket_of_who_is_closed_and_does_not_read_goes_too(site: Site) -> None:
+    assert isinstance(site.server, RunningServer)
+    connections = site.server.server.server_state.connections
+    async with stalled(site, "chat:1") as (_, connection):
+        # So much that the kernel takes it no more, and so little that nobody has to wait.
+        view = site.realtime.at("chat:1")
+        transport = next(iter(connections)).transport
+        while not transport.get_write_buffer_size():
+            await view.broadcast("news", PADDING)
+            await until(lambda: not connection.outbox.size or transport.get_write_buffer_size())
+        connection.close(4403)
+        await until(lambda: connection not in site.realtime.connections, what="the end of the connection")
+        await site.clock.advance(10.0)
+        await until(lambda: not connections, what="the server to close the socket")

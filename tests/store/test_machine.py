@@ -32,7 +32,8 @@ from starlette_realtime.messages import (
 )
 from starlette_realtime.store import MemoryStore
 from starlette_realtime.store.backend import Lease, MemoryBackend
-from starlette_realtime.store.feed import Feed, Feeds
+from starlette_realtime.store.feed import Feed
+from starlette_realtime.store.feeds import Feeds
 from starlette_realtime.store.stream import Stream
 from starlette_realtime.testing import FakeClock
 

@@ -9,7 +9,7 @@ from starlette_realtime.errors import ConfigurationError, StoreError
 from starlette_realtime.messages import Entry, History, Position
 from starlette_realtime.store import MemoryStore
 from starlette_realtime.store.backend import REAP_STEP
-from starlette_realtime.store.memory import INBOX_BYTES, INBOX_ENTRIES
+from starlette_realtime.store.inbox import INBOX_BYTES, INBOX_ENTRIES
 from starlette_realtime.testing import FakeClock
 from starlette_realtime.testing.contract import Heard
 

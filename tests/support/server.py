@@ -132,7 +132,8 @@ async def serve_process(
     block the process gets SIGTERM and, `STOPPING` seconds later, SIGKILL. Raises `StartupFailed` with its output.
     """
     command = [sys.executable, "-m", "uvicorn", app, "--host", HOST, "--port", str(port), "--no-access-log"]
-    command += ["--ws", "websockets-sansio", "--timeout-graceful-shutdown", "5", *options]
+    command += ["--ws", "websockets-sansio", "--ws-max-size", "65536", "--ws-per-message-deflate", "false"]
+    command += ["--timeout-graceful-shutdown", "5", *options]
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=cwd,
