@@ -82,7 +82,7 @@ async def test_whoever_is_kicked_is_told_and_may_come_again(pages: Pages) -> Non
         await bob.sees("chat.present() === 'bob online 1'")
         assert await ada.run("[chat.left[0], chat.room.state, chat.client.state]") == ["forbidden", "left", "online"]
         refusal = "() => chat.room.send('message', {text: 'still here?'}).catch((error) => error.code)"
-        assert await ada.run(refusal) == "not_joined"
+        assert await ada.run(refusal) == "forbidden"
         await bob.says("without ada")
         await bob.delivered(count=1)
         await ada.run("() => chat.client.join('chat:1').ready")

@@ -41,8 +41,9 @@ async def test_a_draining_server_is_left_alone_until_it_said(pages: Pages) -> No
             assert await ada.delivered(count=1) == ["back"]
             assert await ada.heard(count=1) == ["back"]
             assert await ada.run("chat.states") == ["connecting", "online", "waiting", "connecting", "online"]
-            assert await ada.run("chat.waits") == [1000]  # ms, as the server said
-            assert await ada.run("chat.lasted[2]") >= 990
+            (wait,) = await ada.run("chat.waits")
+            assert 500 <= wait <= 750  # ms: what the server said, and the client's own jitter
+            assert await ada.run("chat.lasted[2]") >= wait - 10
             assert len(site.connections_of("ada")) == 2
 
 
