@@ -219,10 +219,11 @@ class Joining:
             # Before anything can make it leave again.
             membership.told, membership.arrived = self._attendance.tell(membership, joined=True), False
         topic.live(connection, joined.position, self._store.position(membership.name))
-        if not events:
-            connection.put(frames, size_of(frames))
+        size = size_of(frames)
+        if not events and size <= connection.options.largest:
+            connection.put(frames, size)
             return None
-        # A recovery doesn't count against the outbox, but there is only one at a time.
+        # A recovery, or many members, don't count against the outbox: nobody could come in otherwise.
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.outbox.put_unbounded(frames, written)
         return written

@@ -7,7 +7,7 @@ import pytest
 
 from starlette_realtime import ConfigurationError, Connection, Member, Realtime
 from starlette_realtime.testing import settle
-from tests.rooms.support import Failed, World, serving
+from tests.rooms.support import Failed, World, connection_options, serving
 
 
 async def test_a_second_join_with_a_position_brings_what_came_after_it(world: World) -> None:
@@ -222,3 +222,19 @@ async def test_a_session_counts_from_its_last_use() -> None:
             await again.join("r")
             assert await again.call("event", **said) == offset
             await again.peer.lose()
+
+
+async def test_a_room_whose_members_outgrow_the_outbox_can_be_joined() -> None:
+    def declare(realtime: Realtime) -> None:
+        realtime.room("r", presence=True)
+
+    options = connection_options(outbox_bytes=16_384)
+    async with serving(declare, connection=options) as world:
+        for number in range(20):
+            member = await world.enter(f"user{number}")
+            await member.join("r", meta={"text": "x" * 1000})
+        ada = await world.enter("ada")
+        joined = await ada.join("r")
+        assert joined["members"]["total"] == 21
+        assert len(joined["members"]["list"]) == 21
+        assert ada.peer.closed is None
