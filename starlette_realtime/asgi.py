@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, ConfigurationError
+from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, ConfigurationError, Refused
 from starlette_realtime.types import Message, Receive, Scope, Send
 
 __all__ = [
@@ -20,10 +20,36 @@ __all__ = [
     "deny",
     "header_values",
     "is_private",
+    "mounted_path",
+    "outcome",
+    "scope_user",
 ]
 
 _MAX_REASON: Final = 123
 """Bytes of a close reason: a control frame has 125, and the code takes two (RFC 6455 section 5.5)."""
+
+
+_OUTCOMES: Final = {
+    "unauthenticated": (401, 4401),
+    "expired": (401, 4401),
+    "revoked": (401, 4450),
+    "rate_limited": (429, 4429),
+    "unavailable": (503, 1013),
+}
+
+
+def outcome(refusal: Refused) -> tuple[int, int]:
+    """The HTTP status and the close code of a request, handshake or connection that ends by this refusal."""
+    return _OUTCOMES.get(refusal.code, (403, 4403))
+
+
+def mounted_path(scope: Scope) -> str:
+    """The path below where the application is mounted (ASGI: `path` includes `root_path`)."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
+        return path[len(root) :]
+    return path
 
 
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
@@ -293,6 +319,23 @@ def client_address(scope: Scope) -> str | None:
     client = scope.get("client")
     address = _address(client[0]) if client else None
     return None if address is None else str(address)
+
+
+def scope_user(scope: Scope) -> str | None:
+    """
+    Who some authentication outside has found: the name of `scope["user"]`; None for nobody.
+
+    That is a Starlette `BaseUser`, as `AuthGuard` and Starlette's `AuthenticationMiddleware` leave it: its `identity`,
+    or its `display_name` where it has none.
+    """
+    user = scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    try:
+        name = user.identity
+    except (AttributeError, NotImplementedError):
+        name = user.display_name
+    return str(name)
 
 
 def address_group(address: str) -> str:

@@ -59,6 +59,7 @@ ERROR_CODES: Mapping[str, str] = {
     "bad_frame": "the frame is not what the protocol allows",
     "unauthenticated": "authenticate first",
     "expired": "the credentials have expired",
+    "revoked": "the credentials were revoked",
     "forbidden": "not allowed",
     "unknown_room": "there is no such room",
     "not_joined": "join the room first",
@@ -116,7 +117,7 @@ class Refused(RealtimeError):
 
 
 class Unauthenticated(Refused):
-    """No valid credentials; `code` is `unauthenticated` or `expired`."""
+    """No valid credentials; `code` is `unauthenticated`, `expired` or `revoked`."""
 
     def __init__(self, message: str | None = None, *, code: str = "unauthenticated") -> None:
         super().__init__(code, message)

@@ -8,6 +8,7 @@ import msgspec
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, size_of
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import (
     Body,
@@ -93,6 +94,7 @@ class Topic:
     __slots__ = (
         "_behind",
         "_control",
+        "_counters",
         "_groups",
         "_present",
         "_reload",
@@ -106,7 +108,7 @@ class Topic:
         "stale",
     )
 
-    def __init__(self, name: str, control: Callable[["Topic", Body], None]) -> None:
+    def __init__(self, name: str, control: Callable[["Topic", Body], None], counters: Counters) -> None:
         self.name = name
         self.references = 0
         self.members: dict[str, Connection] = {}
@@ -116,6 +118,7 @@ class Topic:
         self.position: Position | None = None
         """The last position that was delivered here; None: none since the subscription."""
         self._control = control
+        self._counters = counters
         self._behind: dict[str, tuple[Connection, Position]] = {}
         self._groups: dict[tuple[type[WireProtocol], str | None], _Group] = {}
         self._started: asyncio.Future[None] | None = None
@@ -178,6 +181,7 @@ class Topic:
             for connection, _ in self._behind.values():
                 self._add(connection)
             self._behind.clear()
+            self._counters.reset += len(self.members)
             self.broadcast(Reset(self.name, delivery.reason, delivery.position))
             if self._reload is not None:
                 self._reload()
@@ -267,13 +271,20 @@ class Fanout:
     """
 
     def __init__(
-        self, store: Store, clock: Clock, *, control: Callable[[Topic, Body], None], presence_interval: float = 0.1
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        control: Callable[[Topic, Body], None],
+        presence_interval: float = 0.1,
+        counters: Counters | None = None,
     ) -> None:
         self.topics: dict[str, Topic] = {}
         self._store = store
         self._clock = clock
         self._control = control
         self._interval = presence_interval
+        self._counters = counters if counters is not None else Counters()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def attach(self, name: str, present: Callable[[Topic, Change], ServerEvent] | None = None) -> Topic:
@@ -284,7 +295,7 @@ class Fanout:
         """
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(name, self._control)
+            topic = self.topics[name] = Topic(name, self._control, self._counters)
         topic.references += 1
         if topic._started is None:
             topic._started = self._spawn(self._start(topic, present))

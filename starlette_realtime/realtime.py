@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 from starlette_realtime.auth import Authenticate, AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import CLOSE_CODES, ConfigurationError
 from starlette_realtime.messages import History, Position, Reconnect
 from starlette_realtime.patterns import check_user, encode_user
@@ -75,6 +76,7 @@ class Realtime:
             allowed_hosts=allowed_hosts,
             clock=self.clock,
         )
+        self.counters = Counters()
         options = connection or ConnectionOptions()
         self._several_workers = several_workers
         self._rooms = Rooms(
@@ -84,6 +86,7 @@ class Realtime:
             sessions=Sessions(self._secret(secret, authenticate), clock=self.clock),
             connection_options=options,
             options=rooms or RoomsOptions(),
+            counters=self.counters,
         )
         self._router = RoomRouter(
             rooms=self._rooms,
@@ -91,6 +94,7 @@ class Realtime:
             clock=self.clock,
             options=options,
             max_connections=max_connections,
+            counters=self.counters,
         )
         self._handler_grace = options.handler_grace
         self._entered = 0
@@ -164,6 +168,11 @@ class Realtime:
     def connections(self) -> frozenset[Connection]:
         """This process's connections."""
         return frozenset(self._router.connections)
+
+    def occupancy(self) -> Mapping[str, int]:
+        """The rooms that this process has members of, user rooms aside, and how many connections there are in each."""
+        topics = self._rooms.fanout.topics
+        return {name: len(topic.members) for name, topic in topics.items() if not name.startswith("user:")}
 
     def gauges(self) -> Mapping[str, int]:
         """What this process holds at the moment: back at its baseline when everybody has gone."""

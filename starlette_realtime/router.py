@@ -10,6 +10,7 @@ from starlette_realtime.asgi import deny, header_values
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Refused, Unauthenticated
 from starlette_realtime.messages import Command, Error, Ping
 from starlette_realtime.protocols import NativeProtocol
@@ -38,6 +39,7 @@ class RoomRouter:
         clock: Clock,
         options: ConnectionOptions,
         max_connections: int = 10_000,
+        counters: Counters,
     ) -> None:
         self.app = app
         self.connections: set[Connection] = set()
@@ -51,6 +53,7 @@ class RoomRouter:
         self._options = options
         self._max_connections = max_connections
         self._scripts = _read_scripts()
+        self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
@@ -69,6 +72,7 @@ class RoomRouter:
     def opened(self, connection: Connection) -> None:
         """Welcome a connection, and listen for its heart."""
         beats = self._beats(connection)
+        self._counters.opened += 1
         self._rooms.opened(connection, heartbeat=self._options.heartbeat if beats else 0.0)
         if beats:
             connection.set_timer("heartbeat", self._options.heartbeat, self._beat, connection)
@@ -79,6 +83,7 @@ class RoomRouter:
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
+        self._counters.closed[connection.close_code or 1006] += 1
         self._forget(connection)
         self._rooms.closed(connection)
 
@@ -193,6 +198,7 @@ class RoomRouter:
             clock=self._clock,
             options=self._options,
             identity=identity,
+            counters=self._counters,
         )
 
     async def _script(self, name: str, scope: Scope, send: Send) -> None:

@@ -11,8 +11,8 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 
 LAYERS = (
     ("types", "errors"),
-    ("clock", "messages", "patterns", "asgi", "workers"),
-    ("replay", "protocols", "tokens", "server"),
+    ("clock", "messages", "patterns", "asgi", "workers", "counters", "scripts"),
+    ("replay", "protocols", "tokens", "webtokens", "server"),
     ("store",),
     ("auth", "ratelimit", "presence", "connection", "payloads"),
     ("fanout",),

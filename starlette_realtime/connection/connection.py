@@ -12,6 +12,7 @@ from starlette_realtime.asgi import close_reason
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection.lanes import Lanes
 from starlette_realtime.connection.outbox import Outbox
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import CLOSE_CODES, ConfigurationError, ConnectionClosed, Refused, Unavailable
 from starlette_realtime.messages import Answer, Error, Event, Identity, Position, ServerEvent
 from starlette_realtime.patterns import check_event
@@ -99,6 +100,7 @@ class Connection:
         clock: Clock,
         options: ConnectionOptions,
         identity: Identity | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.protocol = protocol
@@ -133,6 +135,7 @@ class Connection:
             timeout=options.send_timeout,
             overflow=lambda: self.close(4440, discard=True),
             stuck=self.abort,
+            counters=counters,
         )
         self.put = self.outbox.put
         self.offer = self.outbox.offer

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from starlette_realtime.clock import Clock, Timer
+from starlette_realtime.counters import Counters
 from starlette_realtime.types import Frame
 
 Write = Callable[[Frame], Awaitable[None]]
@@ -27,6 +28,7 @@ class Outbox:
     __slots__ = (
         "_clock",
         "_closed",
+        "_counters",
         "_ending",
         "_items",
         "_overflow",
@@ -51,6 +53,7 @@ class Outbox:
         timeout: float,
         overflow: Callable[[], None],
         stuck: Callable[[], None],
+        counters: Counters | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
@@ -58,6 +61,7 @@ class Outbox:
         self.wrote = clock.now()
         """When the last write began, in seconds of the clock."""
         self._clock = clock
+        self._counters = counters if counters is not None else Counters()
         self._timeout = timeout
         self._overflow = overflow
         self._stuck = stuck
@@ -150,6 +154,7 @@ class Outbox:
             self._watch = self._clock.call_later(self._timeout, self._check)
         try:
             await write(frame)
+            self._counters.sent += 1
         finally:
             self._since = None
 

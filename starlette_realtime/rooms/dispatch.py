@@ -11,6 +11,7 @@ from msgspec import Raw
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import (
     ConnectionClosed,
     Forbidden,
@@ -77,19 +78,23 @@ class Rooms:
         sessions: Sessions,
         connection_options: ConnectionOptions,
         options: RoomsOptions,
+        counters: Counters,
     ) -> None:
         self._clock = clock
         self._connection_options = connection_options
         self._options = options
         self._limits = CommandLimits(options, clock)
+        self._counters = counters
         self.on_connect: list[Handler] = []
         self.on_disconnect: list[Handler] = []
         self.events = Events(injectable=(Connection,), params={})
         user_room = Room.for_users(options.user_history)
-        self.publishing = Publishing(store, user_room, max_bytes=options.publication_bytes)
+        self.publishing = Publishing(store, user_room, max_bytes=options.publication_bytes, counters=counters)
         self.publishing.commanded.append(self._asked)
         user_room.publishing = self.publishing
-        self.fanout = Fanout(store, clock, control=self._control, presence_interval=options.presence_interval)
+        self.fanout = Fanout(
+            store, clock, control=self._control, presence_interval=options.presence_interval, counters=counters
+        )
         self.attendance = Attendance(publishing=self.publishing, store=store, clock=clock, absent=self._absent)
         self.joining = Joining(
             store=store,
@@ -98,6 +103,7 @@ class Rooms:
             clock=clock,
             missed=options.missed,
             missed_bytes=options.missed_bytes,
+            counters=counters,
         )
         self.admission = Admission(
             guard=guard,
@@ -121,6 +127,7 @@ class Rooms:
         """Take one command. This waits while the connection's inbox is full, and for nothing else."""
         if connection.closed:
             return
+        self._counters.received += 1
         if isinstance(command, Pong) or (isinstance(command, Answer) and not connection.answered(command)):
             wait = self._limits.idle(connection)
             if wait:
@@ -354,6 +361,7 @@ class Rooms:
         return f"{kind} in {found[0].template}" if found is not None else kind
 
     def _fail(self, connection: Connection, command: Command, refusal: Refused) -> None:
+        self._counters.refused[refusal.code] += 1
         code, message, retry_after, fields = refusal.code, refusal.message, refusal.retry_after, refusal.fields
         event: ServerEvent
         if command.id is not None:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, size_of
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import (
     ConnectionClosed,
     Forbidden,
@@ -61,12 +62,14 @@ class Joining:
         clock: Clock,
         missed: int = 512,
         missed_bytes: int = 1024 * 1024,
+        counters: Counters,
     ) -> None:
         self._store = store
         self._fanout = fanout
         self._attendance = attendance
         self._clock = clock
         self._missed = missed
+        self._counters = counters
         self._missed_bytes = missed_bytes
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._reserved: dict[str, int] = {}
@@ -211,6 +214,10 @@ class Joining:
             reason=reason or None,
             members=self._attendance.snapshot(membership) if room.presence else None,
         )
+        if joined.recovered:
+            self._counters.resumed += 1
+        elif since is not None:
+            self._counters.reset += 1
         frames = connection.protocol.send(respond(joined))
         connection.rooms[membership.name] = membership
         membership.live = True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from starlette_realtime.connection import Connection
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import ConfigurationError, Forbidden, Refused, StoreError, Unavailable, UnknownRoom
 from starlette_realtime.fanout import read_body, to_event, write_body
 from starlette_realtime.messages import Body, Event, Events, Members, Position, Sender
@@ -43,11 +44,12 @@ class Disconnect(msgspec.Struct, frozen=True):
 class Publishing:
     """Publishes to the rooms that are declared. `max_bytes` bounds one publication."""
 
-    def __init__(self, store: Store, user_room: Room, *, max_bytes: int) -> None:
+    def __init__(self, store: Store, user_room: Room, *, max_bytes: int, counters: Counters) -> None:
         self.store = store
         self.user_room = user_room
         self.rooms: Patterns[Room] = Patterns()
         self.max_bytes = max_bytes
+        self.counters = counters
         self.started = False
         """Whether the kit runs: what is published before would reach nobody, without a word."""
         self.commanded: list[Callable[[str, Body], object]] = []
@@ -88,9 +90,11 @@ class Publishing:
             raise ConfigurationError(f"{room!r} keeps no history: use broadcast_volatile there")
         body = self._body(event, data, sender, exclude, None)
         try:
-            return await self.store.publish(name, body, history=room.history, producer=producer, key=key, n=n)
+            position = await self.store.publish(name, body, history=room.history, producer=producer, key=key, n=n)
         except StoreError as exc:
             raise Unavailable from exc
+        self.counters.published += 1
+        return position
 
     async def publish_volatile(
         self,
@@ -104,6 +108,7 @@ class Publishing:
     ) -> None:
         """Publish an event that is not kept; raises `Unavailable`, or `Refused` (`too_large`)."""
         await self._volatile(name, self._body(event, data, sender, exclude, only))
+        self.counters.published += 1
 
     async def kick(self, room: Room, name: str, kick: Kick) -> None:
         """Remove members from a room, on every process."""
