@@ -1,8 +1,9 @@
 """Real-time for Starlette and FastAPI: rooms, presence, history with gap-free resume, acknowledgements, limits."""
 
-from starlette_realtime.auth import Authenticate, AuthGuard, IdentifiedUser, StarletteSession, TokenReader
+from starlette_realtime.auth import Authenticate, AuthGuard, IdentifiedUser, ScopeUser, StarletteSession, TokenReader
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.counters import Counters
 from starlette_realtime.errors import (
     CLOSE_CODES,
     ERROR_CODES,
@@ -22,9 +23,10 @@ from starlette_realtime.errors import (
     UnknownRoom,
 )
 from starlette_realtime.messages import Entry, Event, Events, History, Identity, Members, Position
-from starlette_realtime.ratelimit import Rate
+from starlette_realtime.ratelimit import Limit, Rate, RateLimiter
 from starlette_realtime.realtime import Realtime
 from starlette_realtime.rooms import Member, Room, RoomsOptions, RoomView
+from starlette_realtime.router import RoomRouter
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.tokens import SignedTokens
 
@@ -41,6 +43,7 @@ __all__ = [
     "Connection",
     "ConnectionClosed",
     "ConnectionOptions",
+    "Counters",
     "Entry",
     "Event",
     "Events",
@@ -49,6 +52,7 @@ __all__ = [
     "IdentifiedUser",
     "Identity",
     "InvalidPayload",
+    "Limit",
     "Member",
     "Members",
     "MemoryStore",
@@ -57,12 +61,15 @@ __all__ = [
     "ProtocolError",
     "Rate",
     "RateLimited",
+    "RateLimiter",
     "Realtime",
     "RealtimeError",
     "Refused",
     "Room",
+    "RoomRouter",
     "RoomView",
     "RoomsOptions",
+    "ScopeUser",
     "SignedTokens",
     "StarletteSession",
     "Store",

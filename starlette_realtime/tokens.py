@@ -1,19 +1,21 @@
 """Tokens: signed access tokens and sessions (itsdangerous), with key rotation and expiry to the millisecond."""
 
 import hashlib
+import math
 import secrets as randomness
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from itsdangerous import BadData, URLSafeSerializer
+from itsdangerous.encoding import base64_decode, base64_encode
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import ConfigurationError, Unauthenticated
 from starlette_realtime.messages import Identity
 from starlette_realtime.patterns import check_user
 
-__all__ = ["MAX_TOKEN", "Secret", "Sessions", "SignedTokens"]
+__all__ = ["MAX_TOKEN", "Secret", "Sessions", "SignedTokens", "check_secret", "open_signed", "serializer"]
 
 Secret: TypeAlias = str | bytes | Sequence[str | bytes]
 """One secret of at least 16 bytes, or several, the newest first: it signs, all of them verify."""
@@ -45,7 +47,8 @@ class _Session(msgspec.Struct, frozen=True):
     exp: int
 
 
-def _secrets(secret: Secret) -> tuple[bytes, ...]:
+def check_secret(secret: Secret) -> tuple[bytes, ...]:
+    """The secrets as bytes, the newest first; raises `ConfigurationError` for none, or one that is too short."""
     given = [secret] if isinstance(secret, str | bytes) else list(secret)
     keys = tuple(key.encode() if isinstance(key, str) else key for key in given)
     if not keys or any(len(key) < _MIN_SECRET for key in keys):
@@ -56,8 +59,12 @@ def _secrets(secret: Secret) -> tuple[bytes, ...]:
     return keys
 
 
-def _serializer(keys: Sequence[bytes], purpose: str) -> URLSafeSerializer:
-    # The purpose goes into each derived key, so that what was signed for one is nothing for another.
+def serializer(keys: Sequence[bytes], purpose: str) -> URLSafeSerializer:
+    """
+    Signs with the first of `keys` and verifies with all of them, for one purpose.
+
+    The purpose goes into each derived key, so that what was signed for one is nothing for another.
+    """
     return URLSafeSerializer(
         list(reversed(keys)),  # itsdangerous wants the newest last
         salt=f"starlette-realtime.{purpose}",
@@ -65,11 +72,22 @@ def _serializer(keys: Sequence[bytes], purpose: str) -> URLSafeSerializer:
     )
 
 
-def _open(serializer: URLSafeSerializer, token: object, kind: type[T]) -> T:
-    """What `token` holds. Raises `ValueError` or `BadData`; what is too long is not even looked at."""
-    if not isinstance(token, str) or len(token) > MAX_TOKEN:
+def open_signed(signed: URLSafeSerializer, token: object, kind: type[T], *, most: int = MAX_TOKEN) -> T:
+    """
+    What `token` holds. Raises `ValueError`, without any of its text; over `most` characters are not even looked at.
+
+    There is one way to write a signature: base64 has bits to spare in its last character, and they must be zero (RFC
+    4648 section 3.5), or a changed token would pass.
+    """
+    if not isinstance(token, str) or len(token) > most:
         raise ValueError("not a string, or too long")
-    return msgspec.convert(serializer.loads(token), kind)
+    signature = token.rpartition(".")[2].encode(errors="replace")
+    try:
+        if base64_encode(base64_decode(signature)) != signature:
+            raise ValueError("the signature is written in another way than ours")
+        return msgspec.convert(signed.loads(token), kind)
+    except BadData as exc:
+        raise ValueError(type(exc).__name__) from None  # its message holds the signature, and would be logged
 
 
 def _ms(seconds: float) -> int:
@@ -98,13 +116,13 @@ class SignedTokens:
         clock: Clock | None = None,
         token_id: Callable[[], str] = lambda: randomness.token_urlsafe(16),
     ) -> None:
-        self.secrets = _secrets(secret)
+        self.secrets = check_secret(secret)
         if not max_age > 0:
             raise ConfigurationError(f"max_age is in seconds and positive, not {max_age!r}")
         self.max_age = max_age
         self._clock = clock if clock is not None else Clock()
         self._token_id = token_id
-        self._serializer = _serializer(self.secrets, f"access:{salt}")
+        self._serializer = serializer(self.secrets, f"access:{salt}")
 
     def issue(self, user: str, *, claims: Mapping[str, object] | None = None, expires_in: float | None = None) -> str:
         """
@@ -124,7 +142,9 @@ class SignedTokens:
         if not 0 < life <= self.max_age:
             raise ValueError(f"expires_in is in seconds, over 0 and at most max_age ({self.max_age:g})")
         now = self._clock.time()
-        access = _Access(sub=user, iat=_ms(now), exp=_ms(now + life), jti=self._token_id(), claims=claims)
+        # Rounded down: what was issued up to a moment must not seem to be later, or a revocation would miss it.
+        issued = math.floor(now * 1000)
+        access = _Access(sub=user, iat=issued, exp=_ms(now + life), jti=self._token_id(), claims=claims)
         token: str = self._serializer.dumps(msgspec.structs.asdict(access))
         if len(token) > MAX_TOKEN:
             raise ValueError(f"a token has at most {MAX_TOKEN} characters: put less into its claims")
@@ -139,9 +159,9 @@ class SignedTokens:
         the future is good until it expires, since clocks of several servers differ.
         """
         try:
-            access = _open(self._serializer, token, _Access)
+            access = open_signed(self._serializer, token, _Access)
             check_user(access.sub)
-        except (BadData, ValueError) as exc:
+        except ValueError as exc:
             raise Unauthenticated from exc
         expires_at = min(access.exp, access.iat + _ms(self.max_age))
         if _ms(self._clock.time()) >= expires_at:
@@ -173,7 +193,7 @@ class Sessions:
         self.max_age = max_age
         self._clock = clock if clock is not None else Clock()
         self._entropy = entropy
-        self._serializer = _serializer(_secrets(secret), "session")
+        self._serializer = serializer(check_secret(secret), "session")
 
     def new_sid(self) -> str:
         """A session's id: 128 random bits, in hexadecimal."""
@@ -192,8 +212,8 @@ class Sessions:
         With `expired`, its age doesn't matter: for a session that is known to have been in use until now.
         """
         try:
-            session = _open(self._serializer, token, _Session)
-        except (BadData, ValueError):
+            session = open_signed(self._serializer, token, _Session)
+        except ValueError:
             return None
         if session.sub != user or (not expired and _ms(self._clock.time()) >= session.exp):
             return None

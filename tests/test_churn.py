@@ -21,7 +21,7 @@ from starlette_realtime import (
     RoomsOptions,
 )
 from starlette_realtime.testing import FakeClock, Rejected, settle
-from tests.rooms.support import FAST, Client, World
+from tests.rooms.support import Client, World
 
 EACH = 25
 """Connections that end in each way: there are over forty."""
@@ -105,11 +105,10 @@ class App:
 def make_world() -> World:
     clock = FakeClock()
     store = MemoryStore(clock=clock, forget=5.0, forget_joined=2.0, dedupe=3.0, lease=1.5, beat=0.5, sweep=0.3)
-    fields = {name: getattr(FAST, name) for name in RoomsOptions.__dataclass_fields__}
     world = World(
         clock=clock,
         store=store,
-        rooms=RoomsOptions(**{**fields, "user_history": SHORT}),
+        options=RoomsOptions(user_history=SHORT),
         connection=ConnectionOptions(
             heartbeat=20.0,
             grace=5.0,

@@ -1,28 +1,20 @@
 """The README's chat, as it stands there, in two pages."""
 
-import re
+import shlex
 from pathlib import Path
 
 from playwright.async_api import Page, expect
 
 from tests.support.browser import Pages
+from tests.support.pages import blocks, write
 from tests.support.server import serve_process
-
-README = Path(__file__).parent.parent / "README.md"
-
-
-def block(language: str) -> str:
-    """The README's first code block in `language`."""
-    found = re.search(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return found[1]
 
 
 def options() -> list[str]:
     """What the README tells uvicorn."""
-    found = re.search(r"^\$ uvicorn app:app (.*)$", README.read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1].split()
+    lines = "".join(block.source for block in blocks("README.md") if block.language == "console").splitlines()
+    (command,) = (line for line in lines if line.startswith("$ uvicorn app:app "))
+    return shlex.split(command)[3:]
 
 
 async def open_page(pages: Pages, url: str) -> Page:
@@ -32,12 +24,12 @@ async def open_page(pages: Pages, url: str) -> Page:
 
 
 def test_the_application_has_at_most_forty_lines() -> None:
-    assert len(block("python").splitlines()) <= 40
+    (application,) = (block for block in blocks("README.md") if block.title == "app.py")
+    assert len(application.source.splitlines()) <= 40
 
 
 async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: Pages) -> None:
-    (tmp_path / "app.py").write_text(block("python"))
-    (tmp_path / "index.html").write_text(block("html"))
+    write("README.md", tmp_path)
     async with serve_process("app:app", *options(), cwd=tmp_path) as server:
         ann = await open_page(pages, f"{server.url}/?name=ann")
         bob = await open_page(pages, f"{server.url}/?name=bob")
@@ -66,8 +58,7 @@ async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: 
 
 
 async def test_a_page_without_a_name_asks_for_one(tmp_path: Path, pages: Pages) -> None:
-    (tmp_path / "app.py").write_text(block("python"))
-    (tmp_path / "index.html").write_text(block("html"))
+    write("README.md", tmp_path)
     async with serve_process("app:app", *options(), cwd=tmp_path) as server:
         page = await pages.new()
         page.once("dialog", lambda dialog: dialog.accept("cleo"))

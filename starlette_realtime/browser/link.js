@@ -47,6 +47,8 @@ export class Link {
   #last = 0;
   /** @type {Map<number, Done>} */
   #pending = new Map();
+  /** @type {Map<string | undefined, number>} clock time before which an event, or anything, is to rest */
+  #rests = new Map();
   /** @type {any} */
   #timer;
   #socket;
@@ -77,6 +79,22 @@ export class Link {
   live() {
     this.#live = true;
     this.#heard = this.#clock.now();
+  }
+
+  /**
+   * The server said what is left to spend, of one event or in all.
+   * @param {{event?: string, remaining: number, retry_after: number}} frame
+   */
+  pace({ event, remaining, retry_after }) {
+    this.#rests.set(event, remaining > 0 ? 0 : this.#clock.now() + retry_after * 1000);
+  }
+
+  /**
+   * @param {string} [event]
+   * @returns {number} ms for which the server would refuse it; none: 0 or less
+   */
+  rest(event) {
+    return Math.max(this.#rests.get(undefined) ?? 0, this.#rests.get(event) ?? 0) - this.#clock.now();
   }
 
   /**

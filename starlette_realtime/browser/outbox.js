@@ -10,7 +10,8 @@ import { encode } from "./link.js";
 
 /** @import { Link } from "./link.js" */
 /** @import { Room } from "./room.js" */
-/** @import { Clock, Entry, Waiting } from "./types.js" */
+/** @import { Retry } from "./retry.js" */
+/** @import { Clock, Entry, Frame, SendOptions, Waiting } from "./types.js" */
 
 // The server knows a key for 120 s; a repetition has to arrive within that.
 const UNCERTAIN = 100_000; // ms from the first write
@@ -21,64 +22,121 @@ export class Outbox {
   /** @type {Entry[]} */
   #entries = [];
   #window = WINDOW;
+  /** @type {RealtimeError | null} with which everything has ended */
+  #over = null;
+  #keys = 0;
+  #prefix = [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("");
+  /** @type {any} */
+  #timer;
   #clock;
+  #retry;
   #limit;
   #link;
-  #pause;
 
   /**
    * @param {Clock} clock
+   * @param {Retry} retry
    * @param {number} limit entries
    * @param {() => Link | null} link the authenticated one
-   * @param {(error: RealtimeError, tries: number) => number} pause ms to wait after a refusal
    */
-  constructor(clock, limit, link, pause) {
+  constructor(clock, retry, limit, link) {
     this.#clock = clock;
+    this.#retry = retry;
     this.#limit = limit;
     this.#link = link;
-    this.#pause = pause;
   }
 
   /**
-   * @param {object} frame
+   * @param {string} event
+   * @param {unknown} data
+   * @param {SendOptions} [options]
+   * @param {Room} [room]
+   * @returns {Promise<any>} the data of the reply
+   */
+  send(event, data, { key = `${this.#prefix}-${++this.#keys}`, timeout } = {}, room) {
+    return this.push({ type: "event", room: room?.name, event, data, key }, { lane: room ?? this, room, timeout });
+  }
+
+  /**
+   * Now or never.
+   * @param {string} event
+   * @param {unknown} data
+   * @param {Room} [room]
+   * @returns {boolean} whether it went out
+   */
+  volatile(event, data, room) {
+    const link = this.#link();
+    if (!link || (room && room.state !== "joined") || link.rest(event) > 0) return false;
+    return link.send(encode({ type: "event", room: room?.name, event, data }), true);
+  }
+
+  /**
+   * @param {Frame} frame
    * @param {Waiting} waiting
    * @returns {Promise<any>} the data of the reply
    */
   push(frame, { lane, room, timeout }) {
     return new Promise((resolve, reject) => {
       const body = encode(frame); // now: the caller may change its object later
-      if (room?.error) throw room.error;
+      const over = room?.error ?? this.#over;
+      if (over) throw over;
       if (this.#entries.length >= this.#limit) throw new RealtimeError("queue_full");
       /** @type {Entry} */
-      const entry = { body, lane, room, resolve, reject, flying: false, doubt: false, until: 0, tries: 0, timers: [] };
+      const entry = {
+        ...{ event: frame.event, body, lane, room, resolve, reject },
+        ...{ flying: false, doubt: false, until: 0, tries: 0, timers: [] },
+      };
       if (timeout !== undefined) this.#expire(entry, timeout, "timeout");
       this.#entries.push(entry);
       this.pump();
     });
   }
 
-  /** Write whatever may go out now. */
+  /**
+   * The server said what is left to spend.
+   * @param {Link} link
+   * @param {{event?: string, remaining: number, retry_after: number}} frame
+   */
+  pace(link, frame) {
+    link.pace(frame);
+    if (!frame.event) this.#narrow(frame.remaining);
+    this.pump();
+  }
+
+  /**
+   * One limit often holds for many lanes: feel the way.
+   * @param {number} window
+   */
+  #narrow(window) {
+    this.#window = Math.max(1, Math.min(this.#window, window));
+  }
+
+  /** Write whatever may go out now, and come back when the first of the rest may. */
   pump() {
     const link = this.#link();
     if (!link) return;
     const busy = new Set();
     const now = this.#clock.now();
+    let next = Infinity;
     let flying = this.#entries.filter((entry) => entry.flying).length;
     for (const entry of [...this.#entries]) {
       if (busy.has(entry.lane)) continue;
       if (!entry.flying) {
+        const rest = Math.max(entry.until - now, link.rest(entry.event));
         // By the clock, not by the timer alone: timers stop while a machine sleeps.
-        if (entry.deadline !== undefined && now >= entry.deadline) {
-          this.#fail(entry, new RealtimeError("uncertain"));
-          continue;
+        if (entry.deadline !== undefined && now >= entry.deadline) this.#fail(entry, new RealtimeError("uncertain"));
+        // So long a wait is the app's to decide on, as when the server refuses.
+        else if (rest >= UNCERTAIN) this.#fail(entry, new RealtimeError("rate_limited", undefined, rest / 1000));
+        else if (rest > 0) next = Math.min(next, rest);
+        else if (flying < this.#window && (entry.room?.state ?? "joined") === "joined") {
+          if (this.#write(entry, link, now)) flying++;
         }
-        if (now >= entry.until && flying < this.#window && (entry.room?.state ?? "joined") === "joined") {
-          if (!this.#write(entry, link, now)) continue;
-          flying++;
-        }
+        if (!this.#entries.includes(entry)) continue;
       }
       busy.add(entry.lane);
     }
+    this.#clock.clearTimeout(this.#timer);
+    if (next < Infinity) this.#timer = this.#clock.setTimeout(() => this.pump(), Math.ceil(next));
   }
 
   /**
@@ -91,6 +149,16 @@ export class Outbox {
       if (!room) this.#fail(entry, entry.flying ? new RealtimeError("uncertain") : error);
       else if (entry.room === room && !entry.flying) this.#fail(entry, error);
     }
+  }
+
+  /**
+   * Nothing more is sent.
+   * @param {RealtimeError} error
+   */
+  close(error) {
+    this.#over = error;
+    this.#clock.clearTimeout(this.#timer);
+    this.drop(error);
   }
 
   /**
@@ -148,19 +216,11 @@ export class Outbox {
     if (error.code === "disconnected" || error.code === "unavailable") entry.doubt = true;
     if (error.code === "disconnected") return over && this.#fail(entry, over);
     if (error.code === "not_joined" && room?.state === "joining") return;
-    // One limit often holds for many lanes: feel the way, one command at a time.
-    if (error.code === "rate_limited") this.#window = 1;
-    const wait = this.#pause(error, entry.tries++);
-    const again = this.#clock.now() + wait;
+    if (error.code === "rate_limited") this.#narrow(1);
+    const again = this.#clock.now() + this.#retry.pause(error, entry.tries++);
     if (over || !RETRIED.has(error.code)) this.#settle(entry, () => entry.reject(error));
-    else if (again < (entry.deadline ?? 0)) {
-      entry.until = again;
-      const rested = () => {
-        entry.until = 0; // browsers round times down, so that by the clock it may be a moment too early
-        this.pump();
-      };
-      entry.timers.push(this.#clock.setTimeout(rested, wait));
-    } else if (entry.doubt) this.#fail(entry, new RealtimeError("uncertain"));
+    else if (again < (entry.deadline ?? 0)) entry.until = again;
+    else if (entry.doubt) this.#fail(entry, new RealtimeError("uncertain"));
     else this.#settle(entry, () => entry.reject(error));
   }
 

@@ -6,7 +6,7 @@ import { Emitter } from "./emitter.js";
 
 const HELD = 64; // differences kept while a snapshot is on its way; one more only means to ask once more
 
-/** Emits `change` with `{joined, updated, left}`, lists of `Presentee`. */
+/** Emits `change` with `{joined, updated, left}`, lists of `Presentee`: all of them empty where only `total` is new. */
 export class Presence extends Emitter {
   /** @type {Map<string, Presentee>} by user, or by connection where there is no user */
   members = new Map();
@@ -19,6 +19,7 @@ export class Presence extends Emitter {
   #connections = new Map();
   /** @type {Diff[] | null} */
   #held = null;
+  #told = "0,true"; // total and whether that is all, at the last `change`
   #known = false; // the room shows its members
   #ask;
 
@@ -122,7 +123,10 @@ export class Presence extends Emitter {
       else updated.push(one);
     }
     const left = [...before].filter(([key]) => !next.has(key)).map(([, one]) => one);
-    this.members = next;
-    if (joined.length || updated.length || left.length) this.emit("change", { joined, updated, left });
+    const whole = [this.total, this.complete].join();
+    if (joined.length || updated.length || left.length) this.members = next;
+    else if (whole === this.#told) return;
+    this.#told = whole;
+    this.emit("change", { joined, updated, left });
   }
 }

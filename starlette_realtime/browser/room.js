@@ -4,12 +4,17 @@ import { Emitter } from "./emitter.js";
 import { RealtimeError } from "./errors.js";
 import { Presence } from "./presence.js";
 
-/** @import { Info, JoinOptions, Port, Position, SendOptions } from "./types.js" */
+/** @import { Rooms } from "./rooms.js" */
+/** @import { Frame, Info, JoinOptions, Position, SendOptions } from "./types.js" */
 
 /**
- * Emits the room's events with `(data, info)`, and `rt:recovered` ({count}), `rt:reset` ({reason, position}: events
- * were lost, load your state anew), `rt:stale`, `rt:fresh`, `rt:left` ({code}) and `rt:refused` (a RealtimeError).
- * After the last two the object is done: join again for a new one.
+ * Emits the room's events with `(data, info)`, and
+ *
+ * - `rt:joined` ({recovered}): it is joined, for the first time or again, and what was missed is delivered;
+ * - `rt:recovered` ({count}): so many missed events were just delivered;
+ * - `rt:reset` ({reason, position}): events were lost, load your state anew;
+ * - `rt:stale` and `rt:fresh`: the server's store is away, events may be late; it is back;
+ * - `rt:left` ({code}) and `rt:refused` (a RealtimeError): the object is done, join again for a new one.
  */
 export class Room extends Emitter {
   /** @type {"joining" | "joined" | "left" | "refused"} */
@@ -18,11 +23,15 @@ export class Room extends Emitter {
   position;
   /** @type {RealtimeError | null} why it was left or refused; what is sent here is rejected with it */
   error = null;
+  /** the server's store is away: events may be late */
+  stale = false;
   presence;
   /** @internal @type {JoinOptions} */
   self;
+  /** @internal the user's own: the client emits its events as well */
+  mirrored;
   #known = false; // joined once, so that the next join has something to resume
-  #port;
+  #rooms;
   /** @type {Promise<void>} */
   #ready;
   #awaited = false;
@@ -36,21 +45,22 @@ export class Room extends Emitter {
    * @param {string} name
    * @param {JoinOptions} options
    * @param {boolean} served the server joined it, and will again
-   * @param {(room: Room) => Port} port
+   * @param {Rooms} rooms
    */
-  constructor(name, { since, meta, status }, served, port) {
+  constructor(name, { since, meta, status }, served, rooms) {
     super();
     this.name = name;
     this.served = served;
     this.position = since ?? null;
     this.self = { meta, status };
-    this.#port = port(this);
+    this.#rooms = rooms;
+    this.mirrored = served && name.startsWith("user:");
     this.#ready = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
     });
     this.#ready.catch(() => {}); // whoever doesn't await it hears `rt:refused`
-    this.presence = new Presence(() => this.#port.push({ type: "members", room: name }, { lane: {}, room: this }));
+    this.presence = new Presence(() => this.#push({ type: "members", room: name }, {}));
   }
 
   /** @type {Promise<void>} the first join; rejects with a RealtimeError */
@@ -66,8 +76,8 @@ export class Room extends Emitter {
    * @param {SendOptions} [options]
    * @returns {Promise<any>} what the server's handler returned; rejects with a RealtimeError
    */
-  send(event, data, { key = this.#port.key(), timeout } = {}) {
-    return this.#port.push({ type: "event", room: this.name, event, data, key }, { lane: this, room: this, timeout });
+  send(event, data, options) {
+    return this.#rooms.outbox.send(event, data, options, this);
   }
 
   /**
@@ -77,7 +87,7 @@ export class Room extends Emitter {
    * @returns {boolean} whether it went out; throws a RealtimeError for what never could
    */
   sendVolatile(event, data) {
-    return this.state === "joined" && this.#port.volatile(event, data);
+    return this.#rooms.outbox.volatile(event, data, this);
   }
 
   /**
@@ -85,8 +95,8 @@ export class Room extends Emitter {
    * @param {{before?: Position, limit?: number, timeout?: number}} [options]
    * @returns {Promise<{events: any[], more: boolean, truncated: boolean}>}
    */
-  history({ before, limit, timeout = this.#port.timeout } = {}) {
-    return this.#port.push({ type: "history", room: this.name, before, limit }, { lane: {}, room: this, timeout });
+  history({ before, limit, timeout = this.#rooms.timeout } = {}) {
+    return this.#push({ type: "history", room: this.name, before, limit }, {}, timeout);
   }
 
   /**
@@ -98,15 +108,24 @@ export class Room extends Emitter {
   setStatus(status, meta) {
     if (status !== undefined) this.self.status = status;
     if (meta !== undefined) this.self.meta = meta;
-    this.#port.supersede(this.self);
-    const sent = this.#port.push({ type: "status", room: this.name, ...this.self }, { lane: this.self, room: this });
+    this.#rooms.outbox.supersede(this.self);
+    const sent = this.#push({ type: "status", room: this.name, ...this.self }, this.self);
     sent.catch(() => {}); // nothing is lost: the next join says it again
     return sent;
   }
 
   /** Leave; what still waits to be sent here fails. */
   leave() {
-    this.#port.leave();
+    this.#rooms.leave(this);
+  }
+
+  /**
+   * @param {Frame} frame
+   * @param {unknown} lane
+   * @param {number} [timeout]
+   */
+  #push(frame, lane, timeout) {
+    return this.#rooms.outbox.push(frame, { lane, room: this, timeout });
   }
 
   /**
@@ -117,8 +136,8 @@ export class Room extends Emitter {
    */
   emit(event, ...args) {
     const first = super.emit(event, ...args);
-    const second = this.#port.mirror?.emit(event, ...args);
-    return first ?? second;
+    const second = this.mirrored && this.#rooms.client.emit(event, ...args);
+    return first ?? (second || undefined);
   }
 
   /**
@@ -147,6 +166,19 @@ export class Room extends Emitter {
     }
     this.position = data.position ?? null;
     if (resumed) this.emit("rt:recovered", { count });
+    this.fresh(true); // or the server would have refused the join
+    if (this.state === "joined") super.emit("rt:joined", { recovered: !!resumed });
+  }
+
+  /**
+   * The server's store is back, or away.
+   * @internal
+   * @param {boolean} fresh
+   */
+  fresh(fresh) {
+    if (this.stale !== fresh) return;
+    this.stale = !fresh;
+    this.emit(fresh ? "rt:fresh" : "rt:stale");
   }
 
   /**

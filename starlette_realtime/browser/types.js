@@ -60,12 +60,15 @@
  * @property {(frame: any, link: import("./link.js").Link) => void} frame
  * @property {(code: number, reason: string) => void} ended
  *
+ * @typedef {{type: string, event?: string, [field: string]: unknown}} Frame
+ *
  * @typedef {object} Waiting how an entry waits in the outbox
  * @property {unknown} lane what it keeps its order with
  * @property {import("./room.js").Room} [room] wait until it is joined
  * @property {number} [timeout] ms from now until `timeout`, whatever happens
  *
  * @typedef {object} Entry of the outbox
+ * @property {string} [event]
  * @property {string} body
  * @property {unknown} lane
  * @property {import("./room.js").Room} [room]
@@ -77,15 +80,6 @@
  * @property {number} tries
  * @property {number} [deadline] clock time from which a repetition could be accepted twice
  * @property {any[]} timers
- *
- * @typedef {object} Port what a room needs of its client
- * @property {(frame: object, waiting: Waiting) => Promise<any>} push
- * @property {(lane: unknown) => void} supersede
- * @property {(event: string, data: unknown) => boolean} volatile
- * @property {() => void} leave
- * @property {() => string} key
- * @property {number} timeout
- * @property {import("./emitter.js").Emitter} [mirror] hears whatever the room emits
  *
  * @typedef {{seq: number, total: number, list: Member[]}} Snapshot
  *

@@ -115,6 +115,7 @@ class Connection:
         self.since: Mapping[str, Position] = {}
         self.timers: dict[str, Timer] = {}
         self.buckets: dict[object, Any] = {}
+        self.told: dict[object, float] = {}
         self.heard = clock.now()
         self.pinged = float("-inf")
         self.paused = False
@@ -124,6 +125,9 @@ class Connection:
         self.replaced = False
         self.welcomed = False
         self.renewed = clock.now()
+        self.authenticated = clock.time()
+        self.admitted = False
+        self.admitted_user: str | None = None
         self.gone = False
         self.aborted: Callable[[], object] | None = None
         self.recovering = asyncio.Lock()

@@ -1,8 +1,10 @@
 """Admission: the `auth` command, first and again; sessions, expiry, and who takes over from whom."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from starlette_realtime.asgi import outcome
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection import Connection
@@ -10,6 +12,7 @@ from starlette_realtime.errors import ConnectionClosed, Forbidden, Refused, Unau
 from starlette_realtime.messages import Auth, Authenticated, Expiring, Identity, Joined, JoinedRoom, Left
 from starlette_realtime.patterns import encode_user
 from starlette_realtime.payloads import Call, Handler
+from starlette_realtime.ratelimit import RateLimiter
 from starlette_realtime.rooms.joining import Joining
 from starlette_realtime.rooms.publishing import Publishing
 from starlette_realtime.tokens import Sessions
@@ -37,6 +40,7 @@ class Admission:
         joining: Joining,
         publishing: Publishing,
         clock: Clock,
+        limiter: RateLimiter,
         on_connect: list[Handler],
     ) -> None:
         self._guard = guard
@@ -44,6 +48,7 @@ class Admission:
         self._joining = joining
         self._publishing = publishing
         self._clock = clock
+        self._limiter = limiter
         self._on_connect = on_connect
         self.by_session: dict[str, Connection] = {}
         self._ended: dict[str, Timer] = {}
@@ -71,12 +76,18 @@ class Admission:
         identity = await self._identify(connection, command)
         if not first and identity.user != connection.user:
             raise Forbidden("a refresh keeps the user: reconnect to be somebody else")
+        if first:
+            connection.session = self._session(command.session, identity.user) or self._sessions.new_sid()
+            await self._admit(connection, identity.user)
         if connection.closed:
             raise ConnectionClosed(connection.close_code or 1006, connection.close_reason)
+        if self._guard.revoked(identity, self._clock.time()):
+            raise Unauthenticated(code="revoked")  # since it was looked at
         connection.identity = identity
+        connection.authenticated = self._clock.time()
         connection.cancel_timer("auth")
         if first:
-            self._continue_session(connection, command.session)
+            self._continue_session(connection)
             connection.since = dict(command.since)
         self._watch_expiry(connection, identity)
         left = None if identity.expires_at is None else max(0.0, identity.expires_at - self._clock.time())
@@ -107,11 +118,35 @@ class Admission:
 
     def refuse(self, connection: Connection, refusal: Refused) -> None:
         """Close a connection that is not let in."""
-        code = 4401 if isinstance(refusal, Unauthenticated) else 1013 if refusal.code == "unavailable" else 4403
-        connection.close(code, error=refusal.code, message=refusal.message, retry_after=refusal.retry_after)
+        connection.close(
+            outcome(refusal)[1], error=refusal.code, message=refusal.message, retry_after=refusal.retry_after
+        )
 
-    def _continue_session(self, connection: Connection, token: str | None) -> None:
-        connection.session = self._session(token, connection.user) or self._sessions.new_sid()
+    async def _admit(self, connection: Connection, user: str | None) -> None:
+        """Take one of the connections that the user and the address may have; a session takes over its own."""
+        taking = asyncio.ensure_future(self._limiter.admit(connection.session, user=user, scope=connection.scope))
+        try:
+            await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            await asyncio.wait((taking,))  # so that what it took can be given back
+            connection.admitted = not taking.cancelled() and taking.exception() is None
+            connection.admitted_user = user
+            raise
+        connection.admitted, connection.admitted_user = True, user
+
+    async def release(self, connection: Connection) -> None:
+        """Give back what `auth` took."""
+        if connection.admitted:
+            connection.admitted = False
+            await self._limiter.release(connection.session, user=connection.admitted_user, scope=connection.scope)
+
+    def revoked(self) -> None:
+        """Something was revoked: close the connections that it means."""
+        for connection in tuple(self.by_session.values()):
+            if connection.identity is not None and self._guard.revoked(connection.identity, connection.authenticated):
+                connection.close(4450)
+
+    def _continue_session(self, connection: Connection) -> None:
         ended = self._ended.pop(connection.session, None)
         if ended is not None:
             ended.cancel()

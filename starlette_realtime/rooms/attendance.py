@@ -247,13 +247,10 @@ class Attendance:
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
-    def member(self, membership: Membership, key: str = "") -> Member:
-        """What a handler gets."""
-        return Member(self._publishing, membership, key)
-
     def call_for(self, membership: Membership) -> Call:
         """What `authorize`, `on_join` and `on_leave` may take."""
-        return Call({Member: self.member(membership), Connection: membership.connection}, membership.params)
+        member = Member(self._publishing, membership)
+        return Call({Member: member, Connection: membership.connection}, membership.params)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from starlette_realtime.errors import ConfigurationError
 from starlette_realtime.messages import History
 from starlette_realtime.patterns import Pattern, check_event
 from starlette_realtime.payloads import Handler
-from starlette_realtime.ratelimit import Rate
+from starlette_realtime.ratelimit import Limit, Limits
+from starlette_realtime.ratelimit.limit import as_limits
 
 if TYPE_CHECKING:
     from starlette_realtime.rooms.member import RoomView
@@ -25,41 +26,41 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class EventHandler:
-    """A handler of an event, and how often a connection may call it."""
+    """A handler of an event, and how often it may be called; `name` tells its limits from others, in the store too."""
 
-    __slots__ = ("handler", "rate")
+    __slots__ = ("handler", "limits", "name")
 
-    def __init__(self, handler: Handler, rate: Rate | None) -> None:
+    def __init__(self, handler: Handler, limits: tuple[Limit, ...], name: str) -> None:
         self.handler = handler
-        self.rate = rate
+        self.limits = limits
+        self.name = name
 
 
 class Events:
     """Handlers by event."""
 
-    __slots__ = ("_handlers", "_injectable", "_params")
+    __slots__ = ("_handlers", "_injectable", "_params", "_template")
 
-    def __init__(self, *, injectable: tuple[type, ...], params: dict[str, type]) -> None:
+    def __init__(self, *, injectable: tuple[type, ...], params: dict[str, type], template: str = "") -> None:
         self._handlers: dict[str, EventHandler] = {}
         self._injectable = injectable
         self._params = params
+        self._template = template
 
     def get(self, event: str) -> EventHandler | None:
         """The event's handler."""
         return self._handlers.get(event)
 
-    def on(self, event: str, *, limit: str | Rate | None = None) -> Callable[[F], F]:
+    def on(self, event: str, *, limit: Limits = None) -> Callable[[F], F]:
         """A decorator that binds a function to `event`."""
         check_event(event)
         if event in self._handlers:
             raise ConfigurationError(f"{event!r} has a handler already")
-        rate = Rate.parse(limit) if isinstance(limit, str) else limit
-        if rate is not None and not isinstance(rate, Rate):
-            raise ConfigurationError(f"limit is like '5/second' or Rate(5, 1.0), not {limit!r}")
+        limits = as_limits(limit, "connection")
 
         def bind(fn: F) -> F:
             handler = Handler(fn, injectable=self._injectable, params=self._params)
-            self._handlers[event] = EventHandler(handler, rate)
+            self._handlers[event] = EventHandler(handler, limits, f"{self._template}#{event}")
             return fn
 
         return bind
@@ -126,7 +127,7 @@ class Room:
         self.publishing: Publishing | None = None
         self._params = dict(pattern.params) if pattern is not None else {}
         self._injectable: tuple[type, ...] = (Member, Connection)
-        self.events = Events(injectable=self._injectable, params=self._params)
+        self.events = Events(injectable=self._injectable, params=self._params, template=template)
 
     @classmethod
     def for_users(cls, history: History) -> Room:
@@ -168,12 +169,13 @@ class Room:
         self.authorizer = self._bind(fn)
         return fn
 
-    def on(self, event: str, *, limit: str | Rate | None = None) -> Callable[[F], F]:
+    def on(self, event: str, *, limit: Limits = None) -> Callable[[F], F]:
         """
         Bind a handler to an event of the room's members.
 
         Arguments: a `Member` or `Connection` by annotation, path parameters by name, and the payload, validated by
-        its annotation. What it returns is the acknowledgement. `limit` is per connection, like `"5/second"`.
+        its annotation. What it returns is the acknowledgement. `limit` is how often it may be called: a rate like
+        `"5/second"` for each connection, `Limit("5/second", by="user")`, or several of them.
         """
         return self.events.on(event, limit=limit)
 

@@ -47,6 +47,7 @@ from starlette_realtime.messages import (
 )
 from starlette_realtime.payloads import Call, Handler, decoder, encode
 from starlette_realtime.protocols import NativeProtocol
+from starlette_realtime.ratelimit import RateLimiter
 from starlette_realtime.rooms.admission import Admission, announce
 from starlette_realtime.rooms.attendance import Attendance
 from starlette_realtime.rooms.declaration import Events, Room
@@ -79,11 +80,12 @@ class Rooms:
         connection_options: ConnectionOptions,
         options: RoomsOptions,
         counters: Counters,
+        limiter: RateLimiter,
     ) -> None:
         self._clock = clock
         self._connection_options = connection_options
         self._options = options
-        self._limits = CommandLimits(options, clock)
+        self._limits = CommandLimits(limiter, clock)
         self._counters = counters
         self.on_connect: list[Handler] = []
         self.on_disconnect: list[Handler] = []
@@ -91,6 +93,7 @@ class Rooms:
         user_room = Room.for_users(options.user_history)
         self.publishing = Publishing(store, user_room, max_bytes=options.publication_bytes, counters=counters)
         self.publishing.commanded.append(self._asked)
+        self.publishing.limit = self._limits.publish
         user_room.publishing = self.publishing
         self.fanout = Fanout(
             store, clock, control=self._control, presence_interval=options.presence_interval, counters=counters
@@ -111,6 +114,7 @@ class Rooms:
             joining=self.joining,
             publishing=self.publishing,
             clock=clock,
+            limiter=limiter,
             on_connect=self.on_connect,
         )
         self._endings: set[asyncio.Task[None]] = set()
@@ -136,12 +140,12 @@ class Rooms:
         if isinstance(command, Answer):
             return
         lanes = connection.lanes
-        wait = self._limits.wait(connection, command)
-        if wait:
+        refused = await self._limits.command(connection, command)
+        if refused is not None:
             if self._limits.goes_on(connection):
-                connection.close(4429, retry_after=wait)
+                connection.close(4429, retry_after=refused.retry_after)
             else:
-                self._fail(connection, command, RateLimited(retry_after=wait))
+                self._fail(connection, command, refused)
             return
         if isinstance(command, Auth):
             if lanes.held >= 2 * lanes.size:
@@ -199,6 +203,10 @@ class Rooms:
     def presence_changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
         """Hear of presence that the store changed by itself: see `Store.on_presence`."""
         self.attendance.changed(name, joined, left)
+
+    def revoked(self, revocations: Mapping[str, float]) -> None:
+        """Hear of what was revoked: whose connections those are, they end."""
+        self.admission.revoked()
 
     def _absent(self, name: str, entry: Entry) -> Membership | None:
         try:
@@ -303,14 +311,11 @@ class Rooms:
         else:
             membership = self._membership(connection, command.room)
             bound = membership.room.events.get(command.event)
-            objects[Member] = self.attendance.member(membership, command.key or "")
+            objects[Member] = Member(self.publishing, membership, command.key or "", limited=True)
             params = membership.params
         if bound is None:
             raise Refused("unknown_event", f"nobody handles {command.event!r} here")
-        if bound.rate is not None:
-            wait = self._limits.handler(connection, bound, bound.rate)
-            if wait:
-                raise RateLimited(retry_after=wait)
+        await self._limits.handler(connection, bound, command)
         return encode(await bound.handler(Call(objects, params, command.data)))
 
     def _membership(self, connection: Connection, name: str) -> Any:
@@ -380,6 +385,7 @@ class Rooms:
         except TimeoutError:
             lanes.cancel()
             await lanes.ended()
+        await self.admission.release(connection)
         if not connection.welcomed:
             return
         for handler in self.on_disconnect:

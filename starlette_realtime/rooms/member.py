@@ -99,12 +99,13 @@ class Member(RoomView):
         entry (Entry): Its presence record, as it was when the event began.
     """
 
-    __slots__ = ("_connection", "_n", "entry", "identity", "key")
+    __slots__ = ("_connection", "_limited", "_n", "entry", "identity", "key")
 
-    def __init__(self, publishing: Publishing, membership: Membership, key: str = "") -> None:
+    def __init__(self, publishing: Publishing, membership: Membership, key: str = "", *, limited: bool = False) -> None:
         super().__init__(publishing, membership.room, membership.name, membership.params)
         self._connection = membership.connection
         self._n = 0
+        self._limited = limited
         self.entry = membership.entry
         self.key = key
         self.identity: Identity = membership.connection.identity or Identity(membership.entry.user)
@@ -126,9 +127,10 @@ class Member(RoomView):
         """
         Publish a kept event to all members, or to the others only: sequenced, stored, recovered after a gap.
 
-        Raises `Unavailable` when the store is away, `Refused` (`too_large`), and `ConfigurationError` in an
-        ephemeral room.
+        Raises `RateLimited` where the user publishes too much, `Unavailable` when the store is away, `Refused`
+        (`too_large`), and `ConfigurationError` in an ephemeral room.
         """
+        await self._count()
         return await self._publishing.publish(
             self.definition,
             self.room,
@@ -151,7 +153,12 @@ class Member(RoomView):
         await self._publishing.publish_volatile(self.room, event, data, sender=self._sender(), only=connection)
 
     async def send_to_user(self, user: str, event: str, data: object = None) -> Position:
-        """Publish a kept event to all of a user's connections, anywhere; who is away gets it on coming back."""
+        """
+        Publish a kept event to all of a user's connections, anywhere; who is away gets it on coming back.
+
+        Raises what `broadcast` raises.
+        """
+        await self._count()
         return await self._publishing.publish(
             self._publishing.user_room,
             encode_user(user),
@@ -191,6 +198,10 @@ class Member(RoomView):
         if self._connection.closed:
             raise ConnectionClosed(self._connection.close_code or 1006, self._connection.close_reason)
         await self._connection.leave(self.room, code=code)
+
+    async def _count(self) -> None:
+        if self._limited and self._publishing.limit is not None:
+            await self._publishing.limit(self._connection)
 
     def _sender(self) -> Sender:
         return Sender(self.entry.connection, self.user if self.definition.show_users else None)

@@ -1,7 +1,7 @@
 """Publishing: from an application's value to the store, by the rooms' own definitions."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -52,6 +52,8 @@ class Publishing:
         self.counters = counters
         self.started = False
         """Whether the kit runs: what is published before would reach nobody, without a word."""
+        self.limit: Callable[[Connection], Awaitable[None]] | None = None
+        """Count what a client's event publishes; raises `Refused`."""
         self.commanded: list[Callable[[str, Body], object]] = []
         """Hear of a kick or a disconnect that this process asks for, before the store does."""
 

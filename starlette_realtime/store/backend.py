@@ -13,6 +13,7 @@ import limits.aio.storage
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import Entry, History, Members, Position, PresenceDiff, Publication
+from starlette_realtime.store.quotas import MemoryQuotas
 from starlette_realtime.store.stream import Stream
 from starlette_realtime.store.topics import Topic, Topics
 
@@ -66,7 +67,7 @@ class MemoryBackend:
         total_bytes: int,
     ) -> None:
         self.clock = clock
-        self.limits: limits.aio.storage.Storage = limits.aio.storage.MemoryStorage()
+        self.limits: limits.aio.storage.Storage = MemoryQuotas(clock)
         self.topics = Topics(
             clock=clock,
             new_id=self.new_id,

@@ -5,12 +5,17 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote, unquote
+from typing import Any, Self, TypedDict
 
-from starlette_realtime.types import ASGIApp, Frame, Message, Scope
+from starlette.datastructures import Headers
+from starlette.websockets import WebSocketDisconnect
 
-__all__ = ["Closed", "Peer", "Rejected"]
+from starlette_realtime.testing.links import Link, Way
+from starlette_realtime.testing.scopes import make_scope, request_headers
+from starlette_realtime.testing.waiting import Changes
+from starlette_realtime.types import ASGIApp, Frame, Message
+
+__all__ = ["Closed", "Peer", "PeerOptions", "Rejected"]
 
 _ACCEPTED, _CLOSE, _SEND = "websocket.accept", "websocket.close", "websocket.send"
 _DENIAL_START, _DENIAL_BODY = "websocket.http.response.start", "websocket.http.response.body"
@@ -35,6 +40,27 @@ class Rejected(Exception):
         self.body = body
 
 
+class PeerGone(OSError):
+    """What the application's `send` raises when the peer has gone; like a server, a peer takes it back in silence."""
+
+
+class PeerOptions(TypedDict, total=False):
+    """The options of `Peer`, for those who pass them on."""
+
+    headers: Iterable[tuple[str, str]]
+    origin: str | None
+    cookies: Mapping[str, str] | None
+    subprotocols: Sequence[str]
+    host: str | None
+    root_path: str
+    secure: bool
+    client: tuple[str, int] | None
+    denial: bool
+    link: Link | None
+    timeout: float
+    backlog: int
+
+
 class Peer:
     """
     One WebSocket client of an ASGI application (ASGI's WebSocket messages, version 2.5).
@@ -50,8 +76,10 @@ class Peer:
     would say so. `origin`, `cookies` and `headers` go into the handshake, `headers` just as they are; `host` is the
     `Host`, and None leaves it out. `secure` makes it a `wss` connection. `client` is the peer's address.
     `denial=False` takes the extension away that lets an application refuse with an HTTP response of its own.
+    `link` is what lies between, with its faults; by default one of its own, as `peer.link`.
 
-    At most `backlog` frames wait in each direction: beyond that the sender waits, as TCP would have it.
+    At most `backlog` frames wait in each direction: beyond that the sender waits, as TCP would have it. `arrived` is
+    called with each frame as it comes, and keeps it out of that queue by returning True.
     """
 
     def __init__(
@@ -68,20 +96,25 @@ class Peer:
         secure: bool = False,
         client: tuple[str, int] | None = ("127.0.0.1", 50_000),
         denial: bool = True,
+        link: Link | None = None,
         timeout: float = 5.0,
         backlog: int = 4_096,
+        arrived: Callable[[Frame], bool] | None = None,
     ) -> None:
         self.app = app
-        self.timeout = timeout
         self.backlog = backlog
-        self.scope = _scope(
+        self.link = link if link is not None else Link()
+        """What lies between this peer and the application."""
+        self.scope = make_scope(
+            "websocket",
             path,
-            _headers(headers, origin, cookies, subprotocols, host),
-            subprotocols,
+            request_headers(headers, origin, cookies, host, subprotocols=subprotocols),
             root_path=root_path,
             secure=secure,
             client=client,
-            denial=denial,
+            asgi={"version": "3.0", "spec_version": "2.5"},
+            subprotocols=list(subprotocols),
+            extensions={"websocket.http.response": {}} if denial else {},
         )
         self.subprotocol: str | None = None
         """The subprotocol that the application chose."""
@@ -91,12 +124,19 @@ class Peer:
         """How the WebSocket ended: by the application, or by this peer; None while it is open."""
         self.task: asyncio.Task[None] | None = None
         """The application's call, to wait for, or to be cancelled as a server that stops would."""
+        self.changes = Changes(timeout)
+        """What wakes those who wait for this peer."""
+        self.ways = self._there, self._back = Way(self.link), Way(self.link)
+        self._arrived = arrived
         self._to_app: deque[Message] = deque()
-        self._from_app: deque[Frame] = deque()
+        self._frames: deque[Frame] = deque()
         self._denial: Rejected | None = None
+        self._connected = False  # or about to be
+        self._answered = False  # the application accepted the handshake, or began to refuse it
         self._gone = False  # the application can't reach the peer any more
+        self._lost = False  # the link was cut
+        self._over = False  # the application's call has ended
         self._stalled = False
-        self._changed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -105,24 +145,33 @@ class Peer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.disconnect()
+        self.leave()
+        if len(self._there):  # the link does not let the farewell through: the test is over nevertheless
+            self.lost()
+        await self.ended()
 
     # --- the handshake ----------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Open the WebSocket; raises `Rejected`, or what the application raised instead of answering."""
-        if self.task is not None:
+        """
+        Open the WebSocket; raises `Rejected`, or what the application raised instead of answering, and a
+        `ConnectionError` over a link that is cut.
+        """
+        if self._connected:
             raise RuntimeError("a peer connects once: make another one")
-        self._to_app.append({"type": "websocket.connect"})
-        self.task = asyncio.get_running_loop().create_task(self._run())
-        self.task.add_done_callback(self._ended)
-        await self._until(lambda: self.accepted or self.closed or self._ending(), "an answer to the handshake")
-        if self._denial is not None:
-            await self.ended()
-            raise self._denial
+        self.link.carry(self)
+        self._connected = True
+        self._there.put(self._start)
+        try:
+            await self.changes.until(lambda: self.accepted or self.closed, "an answer to the handshake did not come")
+        except TimeoutError:
+            self.lost()
+            raise
         if not self.accepted:
             await self.ended()
-            raise Rejected(403, {})
+            if self._lost:
+                raise ConnectionResetError("the link was cut during the handshake")
+            raise self._denial or Rejected(403, Headers())
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -130,11 +179,21 @@ class Peer:
         """Send a text or binary frame; a mapping is sent as JSON. Raises `Closed`."""
         data = frame if isinstance(frame, str | bytes) else json.dumps(frame)
         if self.closed is None:
-            await self._until(lambda: self.closed or len(self._to_app) < self.backlog, "the application's reading")
+            await self.changes.until(lambda: self.closed or not self.full, "the application's reading did not come")
         if self.closed is not None:
             raise self.closed
-        self._to_app.append({"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data})
-        self._wake()
+        self.push(data)
+
+    @property
+    def full(self) -> bool:
+        """Whether the backlog towards the application is."""
+        return len(self._to_app) + len(self._there) >= self.backlog
+
+    def push(self, frame: Frame) -> None:
+        """Send a frame without waiting for room in the backlog; on a closed connection it is lost."""
+        message = {"type": "websocket.receive", "text" if isinstance(frame, str) else "bytes": frame}
+        if self.closed is None:
+            self._there.put(lambda: self._reach(message))
 
     async def receive(self, *, timeout: float | None = None) -> Frame:
         """
@@ -142,11 +201,12 @@ class Peer:
 
         Raises `Closed` when there is none left, and `TimeoutError`.
         """
-        await self._until(lambda: self._from_app or self.closed or self._ending(), "a frame", timeout)
-        if self._from_app:
-            self._wake()
-            return self._from_app.popleft()
-        raise self.closed or Closed(1006)
+        await self.changes.until(lambda: self._frames or self.closed, "a frame did not come", timeout)
+        if self._frames:
+            self.changes.wake()
+            return self._frames.popleft()
+        assert self.closed is not None
+        raise self.closed
 
     async def receive_json(self, *, timeout: float | None = None) -> Any:
         """The next frame, read as JSON."""
@@ -154,17 +214,18 @@ class Peer:
 
     def waiting(self) -> list[Frame]:
         """Take all frames that are here already."""
-        frames = list(self._from_app)
-        self._from_app.clear()
-        self._wake()
+        frames = list(self._frames)
+        self._frames.clear()
+        self.changes.wake()
         return frames
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def wait_closed(self, *, timeout: float | None = None) -> Closed:
         """Wait until the application closes; what it said before can still be received."""
-        await self._until(lambda: self.closed or self._ending(), "the application's close", timeout)
-        return self.closed or Closed(1006)
+        await self.changes.until(lambda: self.closed, "the application's close did not come", timeout)
+        assert self.closed is not None
+        return self.closed
 
     async def disconnect(self, code: int = 1000, reason: str = "") -> None:
         """Leave with a close frame, and wait for the application's call to end: what it raised is raised here."""
@@ -179,28 +240,35 @@ class Peer:
         """As `disconnect`, without waiting for the application."""
         if self.closed is None:
             self.closed = Closed(code, reason)
-        if not self._gone:
-            self._gone = True
-            self._to_app.append(
-                {"type": "websocket.disconnect", "code": self.closed.code, "reason": self.closed.reason}
-            )
-        self._wake()
+            message = _disconnect(self.closed)
+            self._there.put(lambda: self._reach(message))
+        self.changes.wake()
+
+    def lost(self) -> None:
+        """The link was cut: what was on its way is lost, and both ends notice (1006)."""
+        self._lost = True
+        for way in self.ways:
+            way.clear()
+        closed = Closed(1006)
+        self._reach(_disconnect(closed))
+        self._hear_close(closed)
 
     async def cancel(self) -> None:
         """Cancel the application's call, as a server does that stops, and wait for its end."""
         if self.task is not None:
             self.task.cancel()
-            await asyncio.wait((self.task,), timeout=self.timeout)
+            await asyncio.wait((self.task,), timeout=self.changes.timeout)
 
     async def ended(self, *, timeout: float | None = None) -> None:
-        """Wait until the application's call has ended; what it raised, other than a cancellation, is raised here."""
-        if self.task is None:
+        """
+        Wait until the application's call has ended; what it raised is raised here, other than a cancellation and,
+        after the peer has gone, what tells it so.
+        """
+        task = self.task
+        if task is None:
             return
-        limit = self.timeout if timeout is None else timeout
-        done, _ = await asyncio.wait((self.task,), timeout=limit)
-        if not done:
-            raise TimeoutError(f"the application's call did not end within {limit} s")
-        if not self.task.cancelled() and (error := self.task.exception()) is not None:
+        await self.changes.until(lambda: self._over, "the application's call did not end", timeout)
+        if not task.cancelled() and (error := task.exception()) is not None:
             raise error
 
     # --- troubles ---------------------------------------------------------------------------------------------------
@@ -212,130 +280,103 @@ class Peer:
     def flow(self) -> None:
         """Read again."""
         self._stalled = False
-        self._wake()
+        self.changes.wake()
 
     # --- the application's side -------------------------------------------------------------------------------------
 
+    def _start(self) -> None:
+        self._reach({"type": "websocket.connect"})
+        self.task = asyncio.get_running_loop().create_task(self._run())
+        self.task.add_done_callback(self._ended)
+
     async def _run(self) -> None:
-        await self.app(self.scope, self._receive, self._send)
+        try:
+            await self.app(self.scope, self._receive, self._send)
+        except (WebSocketDisconnect, PeerGone):
+            if not self._gone:
+                raise
 
     async def _receive(self) -> Message:
         while not self._to_app:
-            await self._change()
+            await self.changes.change()
         message = self._to_app.popleft()
-        self._wake()
+        self.changes.wake()
         return message
 
     async def _send(self, message: Message) -> None:
-        while not self._gone and (self._stalled or len(self._from_app) >= self.backlog):
-            await self._change()
+        while not self._gone and (self._stalled or len(self._frames) + len(self._back) >= self.backlog):
+            await self.changes.change()
         if self._gone:
-            raise OSError("the peer has gone")
+            raise PeerGone("the peer has gone")
         kind = message["type"]
-        if kind == _ACCEPTED and not self.accepted:
-            self.accepted = True
-            self.subprotocol = message.get("subprotocol")
-        elif kind == _SEND and self.accepted:
+        if kind == _ACCEPTED and not self._answered:
+            self._answered = True
+            subprotocol = message.get("subprotocol")
+            self._back.put(lambda: self._accept(subprotocol))
+        elif kind == _SEND and self._answered and self._denial is None:
             text = message.get("text")
-            self._from_app.append(text if text is not None else message["bytes"])
-        elif kind == _CLOSE:
+            frame: Frame = text if text is not None else message["bytes"]
+            self._back.put(lambda: self._hear(frame))
+        elif kind == _CLOSE and self._denial is None:
             self._close(Closed(message.get("code") or 1000, message.get("reason") or ""))
-        elif kind == _DENIAL_START and not self.accepted and "websocket.http.response" in self.scope["extensions"]:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message.get("headers", ())}
-            self._denial = Rejected(message["status"], headers)
+        elif kind == _DENIAL_START and not self._answered and "websocket.http.response" in self.scope["extensions"]:
+            self._answered = True
+            self._denial = Rejected(message["status"], Headers(raw=list(message.get("headers", ()))))
         elif kind == _DENIAL_BODY and self._denial is not None:
             self._denial.body += message.get("body", b"")
             if not message.get("more_body"):
                 self._close(Closed(1006))
         else:
             raise RuntimeError(f"{kind} is not allowed now")
-        self._wake()
 
     def _close(self, closed: Closed) -> None:
-        self.closed = closed
-        self._gone = True
+        """The application has closed: it can say nothing more, and is told so itself."""
         self._to_app.clear()
-        self._to_app.append(_disconnect(closed))
-
-    def _ending(self) -> bool:
-        return self.task is None or self.task.done()
+        self._reach(_disconnect(closed))
+        self._back.put(lambda: self._hear_close(closed))
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._over = self._gone = True
         if self.closed is None:
-            self.closed = Closed(1006)
-        self._gone = True
-        self._wake()
+            self._back.put(lambda: self._hear_close(Closed(1006)))
+        self._release()
+        self.changes.wake()
         if not task.cancelled():
             task.exception()  # `ended` raises it; nobody has to ask
 
-    # --- waiting ----------------------------------------------------------------------------------------------------
+    # --- what arrives -----------------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def _change(self) -> None:
-        await self._changed.wait()
-
-    async def _until(self, condition: Callable[[], object], what: str, timeout: float | None = None) -> None:
-        if condition():
+    def _reach(self, message: Message) -> None:
+        """Something arrives at the application."""
+        if self._gone:
             return
-        limit = self.timeout if timeout is None else timeout
-        try:
-            async with asyncio.timeout(limit):
-                while not condition():
-                    await self._change()
-        except TimeoutError:
-            raise TimeoutError(f"{what} did not come within {limit} s") from None
+        self._gone = message["type"] == "websocket.disconnect"
+        self._to_app.append(message)
+        self.changes.wake()
+
+    def _accept(self, subprotocol: str | None) -> None:
+        self.accepted = True
+        self.subprotocol = subprotocol
+        self.changes.wake()
+
+    def _hear(self, frame: Frame) -> None:
+        if self.closed is None and not (self._arrived is not None and self._arrived(frame)):
+            self._frames.append(frame)
+        self.changes.wake()
+
+    def _hear_close(self, closed: Closed) -> None:
+        if self.closed is None:
+            self.closed = closed
+        self._release()
+        self.changes.wake()
+
+    def _release(self) -> None:
+        """Let go of the link once both ends are through with it."""
+        if self.closed is not None and (self.task is None or self._over):
+            for way in self.ways:
+                way.clear()
+            self.link.drop(self)
 
 
 def _disconnect(closed: Closed) -> Message:
     return {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
-
-
-def _scope(
-    path: str,
-    headers: list[tuple[bytes, bytes]],
-    subprotocols: Sequence[str],
-    *,
-    root_path: str,
-    secure: bool,
-    client: tuple[str, int] | None,
-    denial: bool,
-) -> Scope:
-    path, _, query = path.partition("?")
-    return {
-        "type": "websocket",
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
-        "http_version": "1.1",
-        "scheme": "wss" if secure else "ws",
-        "path": unquote(path),
-        "raw_path": quote(path, safe="/%:@!$&'()*+,;=~").encode(),
-        "query_string": query.encode(),
-        "root_path": root_path,
-        "headers": headers,
-        "client": client,
-        "server": ("testserver", 443 if secure else 80),
-        "subprotocols": list(subprotocols),
-        "state": {},
-        "extensions": {"websocket.http.response": {}} if denial else {},
-    }
-
-
-def _headers(
-    headers: Iterable[tuple[str, str]],
-    origin: str | None,
-    cookies: Mapping[str, str] | None,
-    subprotocols: Sequence[str],
-    host: str | None,
-) -> list[tuple[bytes, bytes]]:
-    found = [(name.lower(), value) for name, value in headers]
-    if host is not None:
-        found.insert(0, ("host", host))
-    if origin is not None:
-        found.append(("origin", origin))
-    if cookies:
-        found.append(("cookie", "; ".join(f"{name}={value}" for name, value in cookies.items())))
-    if subprotocols:
-        found.append(("sec-websocket-protocol", ", ".join(subprotocols)))
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in found]

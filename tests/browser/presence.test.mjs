@@ -169,3 +169,15 @@ test("after a reset a new snapshot is right, whatever its number", async () => {
   assert.equal(room.presence.seq, 2);
   assert.deepEqual(users(room), ["cid", "eve"]);
 });
+
+test("a new total is a change, and what changes nothing is none", () => {
+  const { room, socket } = present(member("c1", "ann"));
+  const changes = heard(room.presence, "change");
+  const told = (seq, total) => socket.say({ type: "presence", room: "chat", seq, total, sample: [member("c1", "ann")] });
+  told(9, 500);
+  const { members } = room.presence;
+  told(10, 500);
+  told(11, 501);
+  assert.deepEqual(changes, [{ joined: [], updated: [], left: [] }, { joined: [], updated: [], left: [] }]);
+  assert.equal(room.presence.members, members, "the same map, as nobody in it is another");
+});

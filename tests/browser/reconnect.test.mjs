@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { CLOSE_CODES } from "../../starlette_realtime/browser/codes.js";
+import { CLOSE_CODES } from "../../starlette_realtime/browser/client.js";
 import { heard, joined, outcome, settled, start } from "./support/fakes.mjs";
 
 for (const { code, name, reconnect } of Object.values(CLOSE_CODES)) {
@@ -49,6 +49,9 @@ test("the backoff doubles up to its bound, with full jitter", async () => {
   world.chance.value = 0;
   world.socket.drop();
   assert.equal(world.states.at(-1).retryIn, 0);
+  assert.equal(world.client.retryIn, 0);
+  await world.clock.advance(0);
+  assert.equal(world.client.retryIn, null, "while it connects it waits for nothing");
 });
 
 test("a server that accepts and drops at once is not hammered", async () => {

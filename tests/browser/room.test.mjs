@@ -326,16 +326,63 @@ test("stale and fresh reach a room, or all of them and the client", () => {
   room.on("rt:fresh", () => told.push("room fresh"));
   socket.say({ type: "stale", room: "chat" });
   socket.say({ type: "stale" });
+  assert.ok(room.stale);
   socket.say({ type: "fresh" });
-  assert.deepEqual(told, ["room stale", "client stale", "room stale", "client fresh", "room fresh"]);
+  assert.deepEqual(told, ["room stale", "client stale", "client fresh", "room fresh"]);
+  assert.ok(!room.stale);
 });
 
-test("limits are passed on", () => {
+test("a link that breaks while the store is away doesn't leave a room stale for ever", async () => {
+  const world = joined();
+  const told = heard(world.room, "rt:fresh");
+  world.socket.say({ type: "stale", room: "chat" });
+  await world.relink();
+  assert.ok(world.room.stale);
+  world.socket.reply(world.socket.only("join"), { recovered: true, position: at(1) });
+  assert.equal(world.room.stale, false);
+  assert.equal(told.length, 1);
+});
+
+test("a room says when it is joined, and again after each break, behind what was missed", async () => {
+  const world = start();
+  world.socket.accept();
+  const room = world.client.join("chat");
+  const told = [];
+  room.on("rt:joined", ({ recovered }) => told.push(recovered));
+  room.on("message", (data) => told.push(data));
+  world.socket.reply(world.socket.only("join"), { position: at(1), recovered: false });
+  await world.relink();
+  world.socket.reply(world.socket.only("join"), { recovered: true, position: at(2), events: [kept(2)] });
+  await world.relink();
+  world.socket.reply(world.socket.only("join"), { recovered: false, reason: "expired", position: at(9) });
+  assert.deepEqual(told, [false, 2, true, false]);
+});
+
+test("a listener that leaves while it hears what was missed is not told that the room is joined", () => {
   const { client, socket } = start();
   socket.accept();
-  const limits = heard(client, "rt:limits");
-  socket.say({ type: "limits", remaining: 3, retry_after: 0.5 });
-  assert.equal(limits[0].remaining, 3);
+  const room = client.join("chat", { since: at(1) });
+  const told = heard(room, "rt:joined");
+  room.on("rt:recovered", () => room.leave());
+  socket.reply(socket.only("join"), { recovered: true, position: at(2), events: [kept(2)] });
+  assert.equal(room.state, "left");
+  assert.deepEqual(told, []);
+});
+
+test("the client's status is that of all its rooms", async () => {
+  const { client, socket, room } = joined();
+  const other = client.join("other");
+  const done = outcome(client.setStatus("away", { colour: "teal" }));
+  assert.deepEqual(socket.only("status").room, "chat");
+  socket.reply(socket.only("join", "other"), { position: at(1) });
+  for (const name of ["chat", "other"]) {
+    const { status, meta } = socket.only("status", name);
+    assert.deepEqual({ status, meta }, { status: "away", meta: { colour: "teal" } });
+    socket.reply(socket.only("status", name));
+  }
+  await settled();
+  assert.ok("value" in done);
+  assert.deepEqual([room.self, other.self], [room.self, room.self]);
 });
 
 test("an event without a room is the client's", () => {

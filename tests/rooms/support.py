@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeAlias
 
-from starlette_realtime import ConnectionOptions, Identity, MemoryStore, Realtime, RoomsOptions
+from starlette_realtime import ConnectionOptions, Identity, MemoryStore, RateLimiter, Realtime
 from starlette_realtime.testing import Closed, FakeClock, Peer, settle
 
 Json: TypeAlias = Any
 
 SUBPROTOCOL = "starlette-realtime.v1.json"
 
-FAST = RoomsOptions(messages="10000/second", messages_burst=10_000, joins="10000/second", joins_burst=10_000)
-"""No test of something else runs into the rate limits."""
+
+def unlimited() -> RateLimiter:
+    """So much that no test of something else runs into a limit."""
+    much = "10000/second"
+    return RateLimiter(frames=much, joins=much, publishes=(), connections_per_user=None, connections_per_address=None)
 
 
 async def by_name(token: str) -> Identity | None:
@@ -134,7 +137,7 @@ class World:
         self.clock = options.pop("clock", None) or FakeClock()
         self.store = options.pop("store", None) or MemoryStore(clock=self.clock)
         options.setdefault("authenticate", by_name)
-        options.setdefault("rooms", FAST)
+        options.setdefault("limiter", unlimited())
         options.setdefault("connection", connection_options())
         self.realtime = Realtime(clock=self.clock, store=self.store, **options)
         self.clients: list[Client] = []

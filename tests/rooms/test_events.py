@@ -5,9 +5,18 @@ from typing import Any
 
 import pytest
 
-from starlette_realtime import ConfigurationError, Connection, Forbidden, History, Member, Realtime, Refused
+from starlette_realtime import (
+    ConfigurationError,
+    Connection,
+    Forbidden,
+    History,
+    Member,
+    Realtime,
+    Refused,
+    RoomsOptions,
+)
 from starlette_realtime.testing import settle
-from tests.rooms.support import FAST, Failed, World, connection_options, serving
+from tests.rooms.support import Failed, World, connection_options, serving
 
 
 async def test_a_kept_event_reaches_all_members_in_one_order(world: World) -> None:
@@ -398,8 +407,8 @@ async def test_a_page_of_history_is_bounded_and_says_what_the_history_has_droppe
     def declare(realtime: Realtime) -> None:
         realtime.room("chat:{room_id:int}", history=History(size=5, ttl=60.0))
 
-    rooms = type(FAST)(**{**_fields(FAST), "history_page": 4})
-    async with serving(declare, rooms=rooms) as world:
+    options = RoomsOptions(history_page=4)
+    async with serving(declare, options=options) as world:
         ada = await world.enter("ada", "chat:1")
         for number in range(9):
             await world.realtime.at("chat:1").broadcast("said", number)
@@ -524,7 +533,3 @@ async def test_a_publication_that_no_room_made_is_left_out(world: World, caplog:
     assert "left out" in caplog.text
     page = await ada.call("history", room="chat:1")
     assert [event["data"] for event in page["events"]] == ["ours"]
-
-
-def _fields(options: object) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__dataclass_fields__}  # type: ignore[attr-defined]

@@ -130,8 +130,8 @@ async def test_a_resume_is_bounded_in_events_and_in_bytes() -> None:
     def declare(realtime: Realtime) -> None:
         realtime.room("chat:{room_id:int}")
 
-    rooms = RoomsOptions(missed=5, missed_bytes=1_000)
-    async with serving(declare, rooms=rooms) as world:
+    options = RoomsOptions(missed=5, missed_bytes=1_000)
+    async with serving(declare, options=options) as world:
         position = await leave_at(world, 0)
         await publish(world, *range(1, 6))
         _, joined = await resume(world, position)

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
-from starlette_realtime import Connection, ConnectionOptions, Member, Realtime, RoomsOptions, SignedTokens
+from starlette_realtime import Connection, ConnectionOptions, Member, RateLimiter, Realtime, RoomsOptions, SignedTokens
 from starlette_realtime.testing import FakeClock
 from tests.support.server import Running, serve
 
@@ -25,6 +25,12 @@ SECRET = "a secret that only these tests know"
 PATIENCE = 5.0  # seconds that anything may take
 CALM = ConnectionOptions(heartbeat=1e6)  # for tests that move the clock and are not about hearts
 AT_ONCE = RoomsOptions(presence_interval=0.0)  # presence is told without waiting for a clock that stands still
+
+
+def relaxed(**options: Any) -> RateLimiter:
+    """The default limits, but for those that many users share: a clock that stands still would keep them."""
+    return RateLimiter(**{"publishes": (), "connections_per_user": None, **options})
+
 
 Frame = dict[str, Any]
 
@@ -264,7 +270,8 @@ async def running(
     clock = clock or FakeClock()
     tokens = new_tokens(clock)
     if realtime is None:
-        realtime = Realtime(**{"authenticate": tokens, "connection": CALM, "rooms": AT_ONCE, "clock": clock, **options})
+        defaults = {"connection": CALM, "options": AT_ONCE, "limiter": relaxed(), "clock": clock}
+        realtime = Realtime(**{"authenticate": tokens, **defaults, **options})
         declare(realtime)
     async with serve(app or mounted(realtime), **(server or {})) as running_server:
         yield Site(realtime, tokens, clock, running_server, itertools.count(1))

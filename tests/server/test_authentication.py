@@ -244,7 +244,7 @@ async def test_starlettes_session_is_a_credential() -> None:
         authenticate=StarletteSession("name", expires_key="until"),
         anonymous=True,
         connection=CALM,
-        rooms=AT_ONCE,
+        options=AT_ONCE,
         clock=clock,
     )
     declare(realtime)
@@ -379,7 +379,7 @@ async def test_the_ways_are_asked_in_turn() -> None:
 @pytest.fixture
 async def public(anyio_backend: str) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, rooms=AT_ONCE, clock=clock)
+    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, options=AT_ONCE, clock=clock)
     declare(realtime)
     wall = realtime.room("wall", public=True, presence=True)
     named = realtime.room("named-wall", public=True, presence=True, show_users=True)

@@ -30,7 +30,7 @@ def club() -> Club:
 @pytest.fixture
 async def site(club: Club) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, rooms=AT_ONCE, clock=clock)
+    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, options=AT_ONCE, clock=clock)
     declare(realtime)
     room = realtime.room("club", presence=True)
     room.authorize(club.admits)

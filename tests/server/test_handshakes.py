@@ -30,7 +30,7 @@ ALLOWED = "https://app.example.com"
 async def site(anyio_backend: str) -> AsyncIterator[Site]:
     clock = FakeClock()
     realtime = Realtime(
-        authenticate=new_tokens(clock), cookie="token", origins=[ALLOWED], connection=CALM, rooms=AT_ONCE, clock=clock
+        authenticate=new_tokens(clock), cookie="token", origins=[ALLOWED], connection=CALM, options=AT_ONCE, clock=clock
     )
     declare(realtime)
     async with running(realtime=realtime, clock=clock) as site:

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from starlette_realtime import Connection, ConnectionClosed, Member, Realtime, Refused, RoomsOptions
+from starlette_realtime import Connection, ConnectionClosed, Member, Realtime, Refused
 from starlette_realtime.testing import FakeClock
-from tests.server.support import Peer, Site, declare, new_tokens, running
+from tests.server.support import AT_ONCE, Peer, Site, declare, new_tokens, relaxed, running
 from tests.support.server import RunningServer
 from tests.support.waiting import until
 
 INBOX = 32
-GENEROUS = RoomsOptions(messages="100000/second", messages_burst=100_000, presence_interval=0.0)
 
 
 @dataclass
@@ -35,7 +34,7 @@ def desk() -> Desk:
 @pytest.fixture
 async def site(desk: Desk) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), rooms=GENEROUS, clock=clock)
+    realtime = Realtime(authenticate=new_tokens(clock), limiter=relaxed(frames="100000/second"), options=AT_ONCE, clock=clock)
     declare(realtime)
     slow = realtime.room("slow:{number:int}")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from starlette_realtime import Connection, ConnectionOptions, Member, Realtime, RoomsOptions
+from starlette_realtime import Connection, ConnectionOptions, Limit, Member, Realtime
 from starlette_realtime.testing import FakeClock
-from tests.server.support import AT_ONCE, CALM, Peer, Site, declare, new_tokens, running
+from tests.server.support import AT_ONCE, CALM, Peer, Site, declare, new_tokens, relaxed, running
 
 BURST = 40
 RATE = 20.0
@@ -18,7 +18,7 @@ RATE = 20.0
 @pytest.fixture(scope="module")
 async def site(anyio_backend: str) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), connection=CALM, rooms=AT_ONCE, clock=clock)
+    realtime = Realtime(authenticate=new_tokens(clock), connection=CALM, options=AT_ONCE, clock=clock)
     declare(realtime)
     limited = realtime.room("limited:{name}")
 
@@ -256,9 +256,9 @@ async def test_a_process_that_is_full_says_when_to_come_back() -> None:
 
 
 async def test_limits_are_options_below_one_second_too() -> None:
-    rooms = RoomsOptions(messages="1000/second", messages_burst=3, joins="100/second", joins_burst=1)
+    limiter = relaxed(frames=Limit("1000/second", burst=3), joins=Limit("100/second", burst=1))
     options = ConnectionOptions(heartbeat=1e6, rooms=5, message_bytes=200)
-    async with running(rooms=rooms, connection=options) as site, site.peer("alice") as peer:
+    async with running(limiter=limiter, connection=options) as site, site.peer("alice") as peer:
         await site.clock.advance(1.0)
         assert [error["retry_after"] for error in refusals(await fill(peer, 4))] == [pytest.approx(0.001)]
         await site.clock.advance(1.0)

@@ -14,7 +14,7 @@ from tests.support.waiting import until
 @pytest.fixture(scope="module")
 async def site(anyio_backend: str) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, rooms=AT_ONCE, clock=clock)
+    realtime = Realtime(authenticate=new_tokens(clock), anonymous=True, connection=CALM, options=AT_ONCE, clock=clock)
     declare(realtime)
     realtime.room("open:{name}", public=True)
     asked = realtime.room("asked:{answer}")

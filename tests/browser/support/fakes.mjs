@@ -7,16 +7,30 @@ import { connect } from "../../../starlette_realtime/browser/client.js";
 export class FakeClock {
   #now = 1_000_000;
   #last = 0;
-  /** @type {Map<number, {at: number, fn: () => void}>} */
+  /** @type {Map<number, {id: number, at: number, fn: () => void}>} */
   #timers = new Map();
+  /** A heap by time, then by age; timers that were cleared stay in it until they come up. */
+  #heap = [];
+  #turns;
+
+  /** @param {{turns?: number}} [options] how far promises get after each timer: few turns are quick */
+  constructor({ turns } = {}) {
+    this.#turns = turns;
+  }
 
   now = () => this.#now;
 
   /** @param {() => void} fn @param {number} ms */
   setTimeout = (fn, ms) => {
+    const id = ++this.#last;
     // Browsers round down, as this does.
-    this.#timers.set(++this.#last, { at: this.#now + Math.max(0, Math.floor(ms)), fn });
-    return this.#last;
+    const timer = { id, at: this.#now + Math.max(0, Math.floor(ms)), fn };
+    this.#timers.set(id, timer);
+    const heap = this.#heap;
+    let index = heap.push(timer) - 1;
+    for (let parent; index && before(timer, heap[(parent = (index - 1) >> 1)]); index = parent) heap[index] = heap[parent];
+    heap[index] = timer;
+    return id;
   };
 
   /** @param {number} timer */
@@ -30,13 +44,10 @@ export class FakeClock {
   async advance(ms) {
     const end = this.#now + ms;
     await settled();
-    for (;;) {
-      const due = [...this.#timers].filter(([, { at }]) => at <= end).sort(([a, x], [b, y]) => x.at - y.at || a - b)[0];
-      if (!due) break;
-      this.#timers.delete(due[0]);
-      this.#now = Math.max(this.#now, due[1].at);
-      due[1].fn();
-      await settled();
+    for (let due; (due = this.#next(end)); ) {
+      this.#now = Math.max(this.#now, due.at);
+      due.fn();
+      await settled(this.#turns);
     }
     this.#now = end;
   }
@@ -44,13 +55,38 @@ export class FakeClock {
   /** The machine sleeps: time passes, timers don't. */
   sleep(ms) {
     this.#now += ms;
-    for (const timer of this.#timers.values()) timer.at += ms;
+    for (const timer of this.#heap) timer.at += ms;
+  }
+
+  /** @param {number} end */
+  #next(end) {
+    const heap = this.#heap;
+    while (heap.length && heap[0].at <= end) {
+      const [first] = heap;
+      const moved = heap.pop();
+      if (heap.length) {
+        let index = 0;
+        for (;;) {
+          let child = 2 * index + 1;
+          if (child + 1 < heap.length && before(heap[child + 1], heap[child])) child++;
+          if (child >= heap.length || !before(heap[child], moved)) break;
+          heap[index] = heap[child];
+          index = child;
+        }
+        heap[index] = moved;
+      }
+      if (this.#timers.delete(first.id)) return first;
+    }
   }
 }
 
+function before(one, other) {
+  return one.at - other.at < 0 || (one.at === other.at && one.id < other.id);
+}
+
 /** Let all promises that can settle do so. */
-export async function settled() {
-  for (let turn = 0; turn < 30; turn++) await null;
+export async function settled(turns = 30) {
+  for (let turn = 0; turn < turns; turn++) await null;
 }
 
 class FakeSocket {
@@ -133,8 +169,7 @@ class FakeSocket {
 }
 
 /** A client, its clock, and the sockets that it opens. */
-export function start(options = {}, urls = "https://example.com/realtime") {
-  const clock = new FakeClock();
+export function start({ clock = new FakeClock(), ...options } = {}, urls = "https://example.com/realtime") {
   const sockets = [];
   const chance = { value: 0.5 };
   const client = connect(urls, {

@@ -1,78 +1,59 @@
-"""RoomRouter: from a path to a transport and a wire protocol; it holds the connections and their heartbeats."""
+"""The endpoint: from a handshake to a transport and a wire protocol; it holds the connections and their heartbeats."""
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Mapping
-from importlib.resources import files
 
-from starlette_realtime.asgi import deny, header_values
+from starlette_realtime.asgi import deny, header_values, outcome
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
 from starlette_realtime.counters import Counters
-from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Refused, Unauthenticated
+from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Refused
 from starlette_realtime.messages import Command, Error, Ping
 from starlette_realtime.protocols import NativeProtocol
+from starlette_realtime.ratelimit import RateLimiter, Subject
 from starlette_realtime.rooms import Rooms
 from starlette_realtime.transports import serve_websocket
-from starlette_realtime.types import ASGIApp, Receive, Scope, Send
+from starlette_realtime.types import Receive, Scope, Send
 
-__all__ = ["RoomRouter"]
+__all__ = ["Endpoint"]
 
 logger = logging.getLogger("starlette_realtime.router")
 
 
-class RoomRouter:
-    """
-    Serves `/ws` and the browser client below where it is mounted, and passes everything else on to `app`.
-
-    `max_connections` bounds the connections of this process.
-    """
+class Endpoint:
+    """Serves handshakes and the connections that come of them. `max_connections` bounds those of this process."""
 
     def __init__(
         self,
-        app: ASGIApp | None = None,
         *,
         rooms: Rooms,
         guard: AuthGuard,
+        limiter: RateLimiter,
         clock: Clock,
         options: ConnectionOptions,
-        max_connections: int = 10_000,
         counters: Counters,
+        max_connections: int,
     ) -> None:
-        self.app = app
         self.connections: set[Connection] = set()
+        self.draining = False
         self._handshakes = 0
         self._refused_origins: set[bytes] = set()
-        self.draining = False
         self._empty = asyncio.Event()
         self._rooms = rooms
         self._guard = guard
+        self._limiter = limiter
         self._clock = clock
         self._options = options
-        self._max_connections = max_connections
-        self._scripts = _read_scripts()
         self._counters = counters
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or WebSocket."""
-        path = _path(scope)
-        if scope["type"] == "websocket" and path == "/ws":
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "http" and path[1:] in self._scripts:
-            await self._script(path[1:], scope, send)
-        elif self.app is not None:
-            await self.app(scope, receive, send)
-        elif scope["type"] in ("http", "websocket"):
-            await _refuse(scope, receive, send, status=404, code=4403, reason="not_found")
+        self._max_connections = max_connections
 
     # --- the handler that a transport calls -------------------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
         """Welcome a connection, and listen for its heart."""
-        beats = self._beats(connection)
         self._counters.opened += 1
+        beats = self._beats(connection)
         self._rooms.opened(connection, heartbeat=self._options.heartbeat if beats else 0.0)
         if beats:
             connection.set_timer("heartbeat", self._options.heartbeat, self._beat, connection)
@@ -132,14 +113,23 @@ class RoomRouter:
         wait = max(min(wait, options.heartbeat - quiet), 0.001)
         connection.set_timer("heartbeat", wait, self._beat, connection)
 
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def nowhere(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for what there isn't."""
+        await self._refuse(scope, receive, send, status=404, code=4403, reason="not_found")
+
+    async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one handshake, and the connection that comes of it."""
         if not self._guard.origins.check(scope):
             self._tell_origin(scope)
-            await _refuse(scope, receive, send, status=403, code=4403)
+            await self._refuse(scope, receive, send, status=403, code=4403)
             return
         if self.draining or len(self.connections) + self._handshakes >= self._max_connections:
             code = 1012 if self.draining else 1013
-            await _refuse(scope, receive, send, status=503, code=code, retry_after=5.0)
+            await self._refuse(scope, receive, send, status=503, code=code, retry_after=5.0)
+            return
+        pace = await self._limiter.handshakes.take(Subject(scope), {})
+        if not pace.allowed:
+            await self._refuse(scope, receive, send, status=429, code=4429, retry_after=pace.retry_after)
             return
         # A handshake counts while it is under way, and may not outlive the kit's stop.
         self._handshakes += 1
@@ -179,15 +169,17 @@ class RoomRouter:
                 identity = await self._guard.handshake(scope)
         except TimeoutError:
             logger.warning("a handshake's credentials took over %.1f s to check", self._options.auth_timeout)
-            await _refuse(scope, receive, send, status=503, code=1013, retry_after=5.0)
+            await self._refuse(scope, receive, send, status=503, code=1013, retry_after=5.0)
             return None
         except Refused as exc:
-            status, code = (401, 4401) if isinstance(exc, Unauthenticated) else (403, 4403)
+            status, code = outcome(exc)
             logger.info("a handshake was refused: %s", exc.code, exc_info=exc.__cause__)
-            await _refuse(scope, receive, send, status=status, code=code, reason=exc.code, retry_after=exc.retry_after)
+            await self._refuse(
+                scope, receive, send, status=status, code=code, reason=exc.code, retry_after=exc.retry_after
+            )
             return None
         if self.draining:
-            await _refuse(scope, receive, send, status=503, code=1012, retry_after=5.0)
+            await self._refuse(scope, receive, send, status=503, code=1012, retry_after=5.0)
             return None
         if (await receive())["type"] != "websocket.connect":
             return None
@@ -201,64 +193,21 @@ class RoomRouter:
             counters=self._counters,
         )
 
-    async def _script(self, name: str, scope: Scope, send: Send) -> None:
-        body, etag = self._scripts[name]
-        headers = [
-            (b"content-type", b"text/javascript; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"etag", etag),
-            (b"x-content-type-options", b"nosniff"),
-            # Public code, and pages of other allowed origins import it.
-            (b"access-control-allow-origin", b"*"),
-            (b"cross-origin-resource-policy", b"cross-origin"),
-        ]
-        if scope["method"] not in ("GET", "HEAD"):
-            start, body = {"status": 405, "headers": [(b"allow", b"GET, HEAD"), (b"content-length", b"0")]}, b""
-        elif _has(scope, etag):
-            start, body = {"status": 304, "headers": headers}, b""
-        else:
-            start = {"status": 200, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
-        await send({"type": "http.response.start", **start})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-async def _refuse(
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    *,
-    status: int,
-    code: int,
-    reason: str = "",
-    retry_after: float | None = None,
-) -> None:
-    """Deny, with the `error` frame that goes before every close for who can't read the status."""
-    row = CLOSE_CODES[code]
-    name = reason or row.name
-    error = NativeProtocol.encode(Error(name, ERROR_CODES.get(name, row.meaning), retry_after))
-    frames = [frame for frame in error if isinstance(frame, str)]
-    await deny(scope, receive, send, status=status, code=code, reason=name, retry_after=retry_after, frames=frames)
-
-
-def _has(scope: Scope, etag: bytes) -> bool:
-    """Whether the client has this version (RFC 9110 section 13.1.2: a list, compared weakly, or `*`)."""
-    tags = b",".join(header_values(scope, b"if-none-match")).split(b",")
-    return any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in tags)
-
-
-def _path(scope: Scope) -> str:
-    """The path below where the application is mounted (ASGI: `path` includes `root_path`)."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
-        return path[len(root) :]
-    return path
-
-
-def _read_scripts() -> Mapping[str, tuple[bytes, bytes]]:
-    scripts = {}
-    for file in files("starlette_realtime").joinpath("browser").iterdir():
-        if file.name.endswith(".js"):
-            body = file.read_bytes()
-            scripts[file.name] = (body, b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode())
-    return scripts
+    async def _refuse(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        status: int,
+        code: int,
+        reason: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        """Deny, with the `error` frame that goes before every close for who can't read the status."""
+        row = CLOSE_CODES[code]
+        name = reason or row.name
+        self._counters.refused[name] += 1
+        error = NativeProtocol.encode(Error(name, ERROR_CODES.get(name, row.meaning), retry_after))
+        frames = [frame for frame in error if isinstance(frame, str)]
+        await deny(scope, receive, send, status=status, code=code, reason=name, retry_after=retry_after, frames=frames)

@@ -1,4 +1,4 @@
-"""Presence: one topic's members as this process knows them, and how they changed, in batches."""
+"""Roster: one topic's members as this process knows them, and how they changed, in batches."""
 
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -12,7 +12,11 @@ __all__ = ["Change", "Roster"]
 
 
 class Change(Struct, frozen=True):
-    """How a topic's members changed from sequence `prev` to `seq`: final states, and who is gone."""
+    """
+    How a topic's members changed from sequence `prev` to `seq`: final states, and who is gone.
+
+    A `seq` that is not above `prev` is a store's that was wound back: only a snapshot follows that.
+    """
 
     prev: int
     seq: int
@@ -80,6 +84,11 @@ class Roster:
         """Whether the members are known, up to `seq`."""
         return self._waiting is None
 
+    @property
+    def settled(self) -> bool:
+        """Whether all that is known has been told."""
+        return self._timer is None and not self._touched and self.seq == self._sent
+
     def entries(self, limit: int) -> tuple[Entry, ...]:
         """At most `limit` entries, the longest present first."""
         return tuple(islice(self._entries.values(), limit))
@@ -129,6 +138,11 @@ class Roster:
         self._waiting = []
         return True
 
+    def forget(self) -> None:
+        """Let nothing wait: the next snapshot will have it, or it is a past's that the store was wound back behind."""
+        if self._waiting is not None:
+            self._waiting = []
+
     def close(self) -> None:
         """Say nothing more."""
         if self._timer is not None:
@@ -144,7 +158,7 @@ class Roster:
             self._entries[entry.connection] = entry
 
     def _schedule(self) -> None:
-        if self.seq == self._sent or self._timer is not None:
+        if self._timer is not None or (self.seq == self._sent and not self._touched):
             return
         wait = self._last + self._interval - self._clock.now()
         if wait <= 0:

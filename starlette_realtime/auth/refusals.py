@@ -1,0 +1,63 @@
+"""Refusals: what a peer is told that is not let in, as a status, a close code, or a frame."""
+
+import logging
+
+from starlette_realtime.asgi import deny
+from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Refused, Unauthenticated
+from starlette_realtime.messages import Error
+from starlette_realtime.protocols.native import NativeProtocol
+from starlette_realtime.types import Receive, Scope, Send
+
+__all__ = ["close_code", "error_frame", "refuse"]
+
+logger = logging.getLogger("starlette_realtime.auth")
+
+_STATUS = {1013: 503, 4429: 429, 4401: 401, 4450: 401}
+
+
+def close_code(refusal: Refused) -> int:
+    """The close code that says what `refusal` says."""
+    if isinstance(refusal, Unauthenticated):
+        return 4450 if refusal.code == "revoked" else 4401
+    return {"unavailable": 1013, "rate_limited": 4429}.get(refusal.code, 4403)
+
+
+def error_frame(code: str, message: str | None = None, retry_after: float | None = None) -> str:
+    """The native protocol's `error` frame."""
+    text = message if message is not None else ERROR_CODES.get(code, code)
+    (frame,) = NativeProtocol.encode(Error(code, text, retry_after))
+    assert isinstance(frame, str)
+    return frame
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *, presented: bool) -> None:
+    """
+    Deny a request or handshake; `presented`: it had brought credentials.
+
+    A challenge tells them apart (RFC 6750 section 3): `Bearer` alone asks for a token, and `invalid_token` says that
+    the one that came won't do. A client of the native protocol gets its `error` frame before the close.
+    """
+    code = close_code(refusal)
+    status = _STATUS.get(code, 403)
+    logger.info("refused with %d: %s", status, refusal.code, exc_info=refusal.__cause__)
+    headers = []
+    if status == 401:
+        challenge = b"Bearer"
+        if presented:
+            challenge += b' error="invalid_token"'
+            if refusal.code in ("expired", "revoked"):
+                challenge += b', error_description="%s"' % ERROR_CODES[refusal.code].encode()
+        headers.append((b"www-authenticate", challenge))
+    native = NativeProtocol.subprotocol in scope.get("subprotocols", ())
+    frames = [error_frame(refusal.code, refusal.message, refusal.retry_after)] if native else []
+    await deny(
+        scope,
+        receive,
+        send,
+        status=status,
+        code=code,
+        reason=refusal.code if refusal.code in ERROR_CODES else CLOSE_CODES[code].name,
+        retry_after=refusal.retry_after,
+        headers=headers,
+        frames=frames,
+    )
