@@ -76,7 +76,7 @@ async def talk(app: Any, user: str, *, path: str = "/realtime/ws", by_token: boo
         await peer.send({"type": "auth", "id": 1})
         await peer.send({"type": "join", "id": 2, "room": "chat:1"})
         await peer.send({"type": "event", "id": 3, "room": "chat:1", "event": "say", "data": "hi"})
-        frames = []
+        frames: list[Any] = []
         while not frames or frames[-1].get("id") != 3:
             frames.append(await peer.receive_json())
         (auth,) = [frame for frame in frames if frame.get("id") == 1]

@@ -19,7 +19,9 @@ JSON = {"content-type": "application/json"}
 
 
 class Site:
-    def __init__(self, realtime: Realtime, tokens: SignedTokens, server: RunningServer, http: httpx2.AsyncClient) -> None:
+    def __init__(
+        self, realtime: Realtime, tokens: SignedTokens, server: RunningServer, http: httpx2.AsyncClient
+    ) -> None:
         self.realtime = realtime
         self.tokens = tokens
         self.server = server
@@ -66,9 +68,7 @@ async def test_a_ticket_lets_one_connection_in_once() -> None:
 async def test_a_ticket_is_good_for_the_origin_that_asked() -> None:
     async with running() as site:
         ticket = await site.ticket(origin=FRIEND)
-        elsewhere = await handshake(
-            site.server, f"Origin: {site.server.url}", path=f"/realtime/ws?ticket={ticket}"
-        )
+        elsewhere = await handshake(site.server, f"Origin: {site.server.url}", path=f"/realtime/ws?ticket={ticket}")
         assert elsewhere.close == (4401, "unauthenticated")
         async with dial(site.server, f"/realtime/ws?ticket={ticket}", origin=FRIEND) as peer:
             assert (await peer.auth())["user"] == "ann"

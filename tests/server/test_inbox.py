@@ -34,7 +34,9 @@ def desk() -> Desk:
 @pytest.fixture
 async def site(desk: Desk) -> AsyncIterator[Site]:
     clock = FakeClock()
-    realtime = Realtime(authenticate=new_tokens(clock), limiter=relaxed(frames="100000/second"), options=AT_ONCE, clock=clock)
+    realtime = Realtime(
+        authenticate=new_tokens(clock), limiter=relaxed(frames="100000/second"), options=AT_ONCE, clock=clock
+    )
     declare(realtime)
     slow = realtime.room("slow:{number:int}")
 
