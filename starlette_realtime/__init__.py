@@ -23,18 +23,21 @@ from starlette_realtime.errors import (
     UnknownRoom,
 )
 from starlette_realtime.messages import Entry, Event, Events, History, Identity, Members, Position
+from starlette_realtime.presence import PresenceTracker, UserPresence
 from starlette_realtime.ratelimit import Limit, Rate, RateLimiter
 from starlette_realtime.realtime import Realtime
 from starlette_realtime.rooms import Member, Room, RoomsOptions, RoomView
 from starlette_realtime.router import RoomRouter
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.tokens import SignedTokens
+from starlette_realtime.webtokens import JWKS, JSONWebTokens
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CLOSE_CODES",
     "ERROR_CODES",
+    "JWKS",
     "AuthGuard",
     "Authenticate",
     "Clock",
@@ -52,12 +55,14 @@ __all__ = [
     "IdentifiedUser",
     "Identity",
     "InvalidPayload",
+    "JSONWebTokens",
     "Limit",
     "Member",
     "Members",
     "MemoryStore",
     "NotJoined",
     "Position",
+    "PresenceTracker",
     "ProtocolError",
     "Rate",
     "RateLimited",
@@ -78,4 +83,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnknownRoom",
+    "UserPresence",
 ]

@@ -13,6 +13,7 @@ from starlette_realtime.errors import ConnectionClosed
 from starlette_realtime.fanout import Topic
 from starlette_realtime.messages import Entry, Event, Events, Identity, Members, Position, Sender
 from starlette_realtime.patterns import check_event, encode_user
+from starlette_realtime.presence import UserPresence, by_user
 from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.rooms.publishing import Kick, Publishing
 
@@ -84,6 +85,14 @@ class RoomView:
     async def members(self, *, limit: int = 200) -> Members:
         """Who is in the room, where it has `presence`, `on_join` or `on_leave`: at most `limit` entries, the total."""
         return await self._publishing.members(self.room, limit=limit)
+
+    async def users(self, *, limit: int = 200) -> list[UserPresence]:
+        """
+        Who is in the room, each user once over all their connections: online where any connection is, else away.
+
+        At most `limit` connections are looked at, the longest present first. Who is not there is offline.
+        """
+        return by_user((await self.members(limit=limit)).entries)
 
 
 class Member(RoomView):

@@ -418,3 +418,13 @@ async def test_who_comes_while_somebody_joins_is_in_what_that_one_hears(
     await world.clock.advance(1.0)
     fold = await follow(ada, "chat:1", joined["members"])
     assert set(fold.members) == {eve.id, ada.id, bob.id}
+
+
+async def test_users_are_told_once_over_all_their_connections(world: World) -> None:
+    one, _ = await world.enter("ada", "chat:1"), await world.enter("ada", "chat:1")
+    bob = await world.enter("bob", "chat:1")
+    await one.call("status", room="chat:1", status="away")
+    await bob.call("status", room="chat:1", status="away", meta={"where": "out"})
+    ada, also = await world.realtime.at("chat:1").users()
+    assert (ada.user, ada.status, len(ada.connections)) == ("ada", "online", 2)
+    assert (also.user, also.status, also.meta) == ("bob", "away", {"where": "out"})
