@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import starlette_realtime
-import starlette_realtime.store
-import starlette_realtime.testing
 from tests.support.pages import DOCS, blocks
 
 
@@ -36,8 +34,8 @@ async def test_the_quick_starts_blocks_run_in_their_order() -> None:
 def test_every_public_name_has_its_entry_in_the_reference() -> None:
     entries = set(re.findall(r"^::: starlette_realtime\.(\S+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
     assert entries >= set(starlette_realtime.__all__)
-    for module in (starlette_realtime.store, starlette_realtime.testing):
-        prefix = module.__name__.removeprefix("starlette_realtime.")
+    for prefix in ("client", "presence", "store", "testing", "webtokens"):
+        module = importlib.import_module(f"starlette_realtime.{prefix}")
         missing = {name for name in module.__all__ if not {name, f"{prefix}.{name}"} & entries}
         assert missing == set(), f"of {module.__name__}"
 

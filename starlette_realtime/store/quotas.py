@@ -283,5 +283,6 @@ class MemoryQuotas(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
             ends = self._counters.found[counter].ends if counter is not None else inf
             if counter is not None and (log is None or ends <= self._logs.found[log].ends):
                 self._counters.drop(counter)
-            elif log is not None:
+            else:
+                assert log is not None  # what is kept is one or the other
                 self._drop_log(log)

@@ -211,6 +211,8 @@ class Topics(dict[str, Topic]):
         due = topic.forget_at
         if topic.stream.rows:
             due = min(due, topic.stream.expires)
+        elif topic.held:
+            return  # nothing to expire, and nobody forgets it until it is released
         if due < topic.due:
             if topic.timer is not None:
                 topic.timer.cancel()

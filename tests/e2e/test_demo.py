@@ -232,8 +232,13 @@ async def test_nothing_is_wider_than_the_page(demo: RunningProcess, pages: Pages
     await ada.sees("[data-message][data-delivery=delivered]", count=3)
     for width in widths:
         await page.set_viewport_size({"width": width, "height": 740})
-        assert await page.evaluate(TOO_WIDE) == []
-        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for view in ("Chat", "Live"):
+            switch = page.locator(".views").get_by_role("button", name=view)
+            if await switch.is_visible():
+                await switch.click()
+            assert await page.evaluate(TOO_WIDE) == []
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert await page.locator(".live").evaluate("(live) => live.scrollWidth <= live.clientWidth")
     await ada.is_content()
 
 
