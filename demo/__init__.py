@@ -1,1 +1,1 @@
-"""The demo: a chat that loses nothing. `scripts/demo` serves it."""
+"""The demo: a chat that loses nothing, and a dashboard beside it. `scripts/demo` serves it."""

@@ -1,8 +1,10 @@
-"""A chat: rooms, presence, direct messages, typing and live cursors. Its page is in `static/`."""
+"""A chat and a dashboard: rooms, presence, direct messages, typing, cursors, live numbers. The page is in `static/`."""
 
 import os
 import secrets
 import unicodedata
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +13,20 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from starlette_realtime import History, Member, Realtime, RoomsOptions, SignedTokens, Unauthenticated
+from demo.dashboard import Dashboard
+from starlette_realtime import (
+    History,
+    Limit,
+    Member,
+    RateLimiter,
+    Realtime,
+    RoomsOptions,
+    SignedTokens,
+    Unauthenticated,
+)
 
 STATIC = Path(__file__).parent / "static"
 ROOMS = {"lobby": "Lobby", "kitchen": "Kitchen", "garden": "Garden", "library": "Library"}
@@ -23,8 +36,9 @@ KEPT = History(size=500, ttl=3600.0)
 
 # Without a secret of your own, everybody signs in again after a restart.
 tokens = SignedTokens(os.environ.get("REALTIME_SECRET") or secrets.token_hex(), max_age=DAY)
-realtime = Realtime(authenticate=tokens, cookie=COOKIE, rooms=RoomsOptions(user_history=KEPT))
+realtime = Realtime(authenticate=tokens, cookie=COOKIE, options=RoomsOptions(user_history=KEPT))
 chat = realtime.room("chat:{room_id}", presence=True, history=KEPT)
+dashboard = Dashboard(realtime, {f"chat:{room_id}" for room_id in ROOMS})
 
 
 # --- what goes over the wire ----------------------------------------------------------------------------------------
@@ -100,6 +114,11 @@ async def cursor(member: Member, at: Cursor) -> None:
     await member.broadcast_volatile("cursor", at, others_only=True)
 
 
+@realtime.on("noise", limit="20/10 seconds")
+async def noise() -> None:
+    """What the page floods the server with: it is limited, and heard by nobody."""
+
+
 # --- signing in -----------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +150,30 @@ class SecurityHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-app = FastAPI(lifespan=realtime.lifespan, openapi_url=None)
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """What runs as long as the server."""
+    async with realtime, dashboard.running():
+        yield
+
+
+def signing_in(connection: HTTPConnection) -> str | None:
+    """Whom sign-ins are counted by: the peer, a private address as any other, since on a desk there is no other."""
+    if (connection.scope["method"], connection.scope["path"]) != ("POST", "/session"):
+        return None
+    return connection.client.host if connection.client is not None else "somebody"
+
+
+app = FastAPI(lifespan=lifespan, openapi_url=None)
+# For requests alone: what comes over a WebSocket is limited by `realtime`, where it is known who sent it.
+app.add_middleware(
+    RateLimiter,
+    requests=Limit("5/second", burst=100, by=signing_in),
+    handshakes=(),
+    frames=(),
+    connections_per_user=None,
+    connections_per_address=None,
+)
 app.add_middleware(SecurityHeaders)
 app.mount("/realtime", realtime)
 app.mount("/static", StaticFiles(directory=STATIC))

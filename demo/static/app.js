@@ -1,13 +1,14 @@
 /** The page: signing in, and what its buttons and fields do. */
 
-import { cut } from "./cut.js";
+import { Dashboard } from "./dashboard.js";
 import { $, toast } from "./dom.js";
-import { leave, leftElsewhere, pointer, side } from "./frame.js";
+import { leave, leftElsewhere, pointer, side, view } from "./frame.js";
+import { Lab } from "./lab.js";
 import { Visit } from "./visit.js";
 
 const scroller = $("[data-messages]");
 const textarea = $("[data-composer]").elements.text;
-const desktop = matchMedia("(min-width: 1000px)");
+const columns = matchMedia("(min-width: 640px)"); // where the people have one of their own
 
 /** @type {Visit | null} */
 let visit = null;
@@ -20,6 +21,10 @@ async function enter(session) {
   $("#welcome").hidden = true;
   $("#app").hidden = false;
   visit = new Visit(session, titles);
+  new Lab(visit);
+  const dashboard = new Dashboard(visit.client, titles);
+  // Watched while it is shown: its size changes when it comes and goes.
+  new ResizeObserver(() => dashboard.watch($("#live").checkVisibility())).observe($("#live"));
   Object.assign(window, { demo: { client: visit.client, rooms: visit.rooms } }); // to tinker with, in the console
   if (pointer.matches) textarea.focus();
 }
@@ -42,6 +47,7 @@ $("[data-sign-in]").onsubmit = async (/** @type {SubmitEvent} */ event) => {
     const headers = { "content-type": "application/json" };
     const answer = await fetch("/session", { method: "POST", headers, body: JSON.stringify({ name }) });
     if (answer.ok) await enter(await answer.json());
+    else if (answer.status === 429) error.textContent = "Many people are coming in. Try again in a moment.";
     else if (answer.status === 422) error.textContent = "A name has 1 to 32 printable characters.";
     else error.textContent = "The server refused. Try again.";
   } catch {
@@ -78,25 +84,6 @@ textarea.onkeydown = (/** @type {KeyboardEvent} */ event) => {
 };
 textarea.oninput = () => visit?.typing();
 
-$("[data-drop]").onclick = () => {
-  const button = $("[data-drop]");
-  const seconds = Number($("#seconds").value);
-  const end = performance.now() + seconds * 1000;
-  cut(seconds);
-  button.disabled = $("#seconds").disabled = true;
-  const count = () => {
-    const left = Math.ceil((end - performance.now()) / 1000);
-    if (left > 0) button.textContent = `Cut off, ${left} s left`;
-    else {
-      clearInterval(timer);
-      button.textContent = "Drop my connection";
-      button.disabled = $("#seconds").disabled = false;
-    }
-  };
-  const timer = setInterval(count, 200);
-  count();
-};
-
 scroller.onscroll = () => {
   visit?.current.log.scrolled();
   if (visit?.current.log.stuck) $("#newer").hidden = true;
@@ -104,15 +91,12 @@ scroller.onscroll = () => {
 new ResizeObserver(() => visit?.current.log.settle()).observe(scroller);
 $("#newer").onclick = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "smooth" });
 $("#older").onclick = () => visit?.load(visit.current);
-$("#stage").onpointermove = (/** @type {PointerEvent} */ event) => visit?.point(event);
+$("#stage").onpointermove = (/** @type {PointerEvent} */ event) => visit?.cursors.point(visit.current.room, event);
 $("#recolour").onclick = () => visit?.recolour();
 $("#open-side").onclick = () => side(true);
-$("#open-lab").onclick = () => {
-  side(true);
-  $("[data-drop]").focus();
-};
+for (const button of $(".views").children) button.onclick = () => view(button.dataset.view);
 $("#close-side").onclick = $("#shade").onclick = () => side(false);
-desktop.onchange = () => side(false);
+columns.onchange = () => side(false);
 leftElsewhere(() => {
   if (!visit) return;
   visit = null;

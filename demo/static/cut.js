@@ -16,6 +16,15 @@ export class CuttableSocket extends WebSocket {
     open.add(this);
     this.addEventListener("close", () => open.delete(this));
   }
+
+  /**
+   * @override
+   * @param {string} data
+   */
+  send(data) {
+    // One that is closing would drop it as well, and the browser would complain each time.
+    if (this.readyState === WebSocket.OPEN) super.send(data);
+  }
 }
 
 /** As much of a WebSocket as the client needs to see it fail. */

@@ -1,10 +1,9 @@
-/** Direct messages: a drawer with one conversation, and the list of all of them. */
+/** Direct messages: one conversation in place of the rest, and the list of all of them. */
 
 import { $, avatar, h, toast } from "./dom.js";
 import { Log, message } from "./log.js";
 
 const PAGE = 100; // messages that are loaded when the page opens
-const roomy = matchMedia("(min-width: 640px)");
 
 export class Directs {
   /** @type {Map<string, { log: Log, unread: number, toasts: (() => void)[] }>} by the other person */
@@ -30,7 +29,6 @@ export class Directs {
     $("#direct-messages").onscroll = () => this.#current?.log.scrolled();
     $("#close-direct").onclick = () => this.close();
     $("[data-dm-composer]").onsubmit = (/** @type {Event} */ event) => this.#submit(event);
-    roomy.onchange = () => void ($("#app").inert = this.#shown !== null && !roomy.matches);
     $("#direct").onkeydown = (/** @type {KeyboardEvent} */ { key }) => void (key === "Escape" && this.close());
   }
 
@@ -100,7 +98,6 @@ export class Directs {
     const thread = this.#thread(user);
     this.seen();
     $("#direct").hidden = false;
-    $("#app").inert = !roomy.matches; // there the drawer covers it
     $("#direct-title").textContent = user;
     $("#direct-avatar").replaceChildren(avatar(user));
     $("#direct-messages").replaceChildren();
@@ -116,11 +113,10 @@ export class Directs {
     this.#shown = null;
     $("#direct").hidden = true;
     $("#direct-messages").replaceChildren();
-    $("#app").inert = false;
-    (opener?.checkVisibility() ? opener : $("#open-side")).focus();
+    [opener, $("#open-side"), $("#text")].find((one) => one?.checkVisibility())?.focus();
   }
 
-  /** What the drawer shows has been read. */
+  /** What is shown has been read. */
   seen() {
     const thread = this.#current;
     if (!thread) return;

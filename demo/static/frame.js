@@ -1,4 +1,4 @@
-/** What surrounds the chat: the column of people that is a sheet on a phone, and the way out. */
+/** What surrounds chat and panels: which of them is shown, the people that are a sheet on a phone, and the way out. */
 
 import { $ } from "./dom.js";
 
@@ -23,12 +23,18 @@ export function leave(why, { everywhere = false } = {}) {
   location.reload();
 }
 
+/** @param {"chat" | "live"} name what is shown where there is no room for both */
+export function view(name) {
+  $("#app").dataset.view = name;
+  for (const button of $(".views").children) button.setAttribute("aria-pressed", String(button.dataset.view === name));
+}
+
 /** @param {boolean} open the people, where they have no column of their own */
 export function side(open) {
   if ($("#side").classList.contains("open") === open) return;
   $("#side").classList.toggle("open", open);
   $("#shade").hidden = !open;
   $("#open-side").setAttribute("aria-expanded", String(open));
-  for (const other of [$(".talk"), $(".places")]) other.inert = open;
+  for (const other of [$(".bar"), $(".places"), $("#app > main")]) other.inert = open;
   $(open ? "#close-side" : "#open-side").focus();
 }

@@ -1,22 +1,18 @@
 /** One person's visit: the connection, the rooms, the people in them, and how the page shows them. */
 
 import { connect } from "/realtime/client.js";
+import { Cursors } from "./cursors.js";
 import { CuttableSocket } from "./cut.js";
 import { Directs } from "./direct.js";
 import { $, avatar, h, hueOf, paint, setHue, toast } from "./dom.js";
-import { leave, pointer, side } from "./frame.js";
+import { leave, side, view } from "./frame.js";
 import { Log, message } from "./log.js";
 import { Tally } from "./tally.js";
 
 const PAGE = 40; // messages that are loaded at once
 const TYPING = 2000; // ms between two signs that we are typing
-const CURSOR = 100; // ms between two positions of our pointer
-const STILL = 6000; // ms after which a pointer that rests fades
 const scroller = $("[data-messages]");
 const textarea = $("[data-composer]").elements.text;
-
-/** @returns {"online" | "away"} */
-const status = () => (document.hidden ? "away" : "online");
 
 /**
  * A room on the page.
@@ -38,10 +34,12 @@ export class Visit {
   rooms = new Map();
   /** @type {Chat} */
   current;
-  /** @type {Map<string, { element: HTMLElement, timer: any }>} by connection */
-  cursors = new Map();
+  cursors;
+  /** They have said that they are away; a page that nobody sees is, too. */
+  away = false;
+  /** @type {(error: any) => boolean} whether an error that no promise tells was to be expected */
+  expected = () => false;
   typed = -Infinity; // time of the last sign that we are typing
-  pointed = -Infinity;
   /** @type {any} */
   retry;
   /** @type {any} */
@@ -55,6 +53,7 @@ export class Visit {
     this.me = name;
     this.token = token;
     this.client = connect("/realtime", { token: () => this.freshToken(), WebSocket: CuttableSocket });
+    this.cursors = new Cursors(name);
     this.directs = new Directs(
       name,
       this.tally,
@@ -128,11 +127,13 @@ export class Visit {
     else if (state === "closed" && code !== 1000) {
       toast(`The connection was closed: ${message}.`, { action: "Reload", run: () => location.reload(), seconds: 0 });
     }
-    if (state !== "online") for (const id of this.cursors.keys()) this.hideCursor(id);
+    if (state !== "online") this.cursors.clear();
   }
 
   /** @param {any} error */
-  complain({ code, message, retryAfter }) {
+  complain(error) {
+    if (this.expected(error)) return;
+    const { code, message, retryAfter } = error;
     const seconds = Math.max(retryAfter ?? 1, 0.1).toFixed(1);
     if (code === "rate_limited") toast(`Too fast for the server: it listens again in ${seconds} s.`);
     else if (!code.startsWith("token_")) toast(`The server says: ${message}`);
@@ -151,7 +152,7 @@ export class Visit {
   /** @param {Chat} chat */
   join(chat) {
     const { client, tally, me } = this;
-    const room = client.join(chat.name, { meta: { hue: hueOf(me) }, status: status() });
+    const room = client.join(chat.name, { meta: { hue: hueOf(me) }, status: this.status });
     chat.room = room;
     this.rooms.set(chat.name, room);
     room.ready.then(
@@ -163,7 +164,9 @@ export class Visit {
     );
     room.on("message", (/** @type {any} */ data, /** @type {any} */ info) => this.heard(chat, data, info));
     room.on("typing", (/** @type {any} */ _, /** @type {any} */ { from }) => this.heardTyping(chat, from.user));
-    room.on("cursor", (/** @type {any} */ at, /** @type {any} */ { from }) => this.moveCursor(chat, at, from));
+    room.on("cursor", (/** @type {any} */ at, /** @type {any} */ { from }) => {
+      if (chat === this.current) this.cursors.move(at, from);
+    });
     room.presence.on("change", (/** @type {any} */ change) => this.peopleChanged(chat, change));
     room.on("rt:recovered", () => {
       tally.caughtUp(chat.name, room.position);
@@ -198,7 +201,7 @@ export class Visit {
     this.room(chat);
     this.current = chat;
     chat.unread = 0;
-    for (const id of this.cursors.keys()) this.hideCursor(id);
+    this.cursors.clear();
     history.replaceState(null, "", `#${chat.name.split(":")[1]}`);
     $("[data-current-room]").dataset.currentRoom = chat.name;
     $("[data-current-room]").textContent = chat.title;
@@ -262,7 +265,7 @@ export class Visit {
    */
   peopleChanged(chat, { joined, updated, left }) {
     for (const { user, meta } of [...joined, ...updated]) setHue(user, meta?.hue, this.lists);
-    for (const { connections } of left) connections.forEach((/** @type {string} */ id) => this.hideCursor(id));
+    for (const { connections } of left) connections.forEach((/** @type {string} */ id) => this.cursors.hide(id));
     if (chat === this.current) this.drawMembers();
     this.drawRooms();
   }
@@ -274,8 +277,13 @@ export class Visit {
     for (const room of this.rooms.values()) room.setStatus(undefined, { hue });
   }
 
+  /** @returns {"online" | "away"} */
+  get status() {
+    return this.away || document.hidden ? "away" : "online";
+  }
+
   statusChanged() {
-    for (const room of this.rooms.values()) room.setStatus(status());
+    for (const room of this.rooms.values()) room.setStatus(this.status);
     if (document.hidden) return;
     this.current.unread = 0;
     this.directs.seen();
@@ -303,45 +311,6 @@ export class Visit {
     };
     chat.typing.set(user, setTimeout(over, TYPING * 1.6));
     this.drawTyping();
-  }
-
-  /** @param {PointerEvent} event */
-  point({ clientX, clientY, pointerType }) {
-    if (pointerType !== "mouse" || performance.now() - this.pointed < CURSOR) return;
-    const { room } = this.current;
-    if (!room || room.presence.total < 2) return;
-    this.pointed = performance.now();
-    const { left, top, width, height } = $("#stage").getBoundingClientRect();
-    const within = (/** @type {number} */ value) => Math.min(1, Math.max(0, Math.round(value * 1000) / 1000));
-    room.sendVolatile("cursor", { x: within((clientX - left) / width), y: within((clientY - top) / height) });
-  }
-
-  /**
-   * @param {Chat} chat
-   * @param {{ x: number, y: number }} at
-   * @param {{ connection: string, user: string }} from
-   */
-  moveCursor(chat, { x, y }, { connection, user }) {
-    if (chat !== this.current || user === this.me || !pointer.matches) return;
-    let cursor = this.cursors.get(connection);
-    if (!cursor) {
-      const element = paint(h("div", { className: "cursor" }, h("span", {}, user)), user);
-      cursor = { element, timer: 0 };
-      this.cursors.set(connection, cursor);
-      $("#cursors").append(element);
-    }
-    cursor.element.style.left = `${x * 100}%`;
-    cursor.element.style.top = `${y * 100}%`;
-    clearTimeout(cursor.timer);
-    cursor.timer = setTimeout(() => this.hideCursor(connection), STILL);
-  }
-
-  /** @param {string} connection */
-  hideCursor(connection) {
-    const cursor = this.cursors.get(connection);
-    clearTimeout(cursor?.timer);
-    cursor?.element.remove();
-    this.cursors.delete(connection);
   }
 
   /** How many messages the server hasn't acknowledged yet. */
@@ -386,7 +355,10 @@ export class Visit {
       const count = h("span", { className: "count" }, String(here), h("span", { className: "unseen" }, " here"));
       const badge = h("span", { className: "badge" }, String(unread), h("span", { className: "unseen" }, " unread"));
       button.replaceChildren(h("span", { className: "title" }, title), ...(unread ? [badge] : room ? [count] : []));
-      button.onclick = () => this.show(chat);
+      button.onclick = () => {
+        view("chat");
+        this.show(chat);
+      };
       if (chat === this.current) button.setAttribute("aria-current", "true");
       else button.removeAttribute("aria-current");
       return button;
@@ -414,7 +386,7 @@ export class Visit {
     const pages = connections.length > 1 && `${connections.length} pages`;
     const details = [user === this.me && "you", status === "away" && "away", pages];
     const about = h("span", { className: "about" }, details.filter(Boolean).join(", "));
-    const item = h("li", { "data-member": user, "data-status": status }, face, name, about);
+    const item = h("li", { "data-member": user, "data-status": status }, face, h("span", {}, name, about));
     if (user === this.me) return item;
     const unread = this.directs.unread(user);
     const open = () => {
@@ -422,7 +394,8 @@ export class Visit {
       this.directs.open(user);
     };
     const label = unread ? `Message ${user}, ${unread} unread` : `Message ${user}`;
-    const write = h("button", { className: "quiet", "data-dm": user, "aria-label": label }, "Message");
+    const write = h("button", { className: "quiet", "data-dm": user, "aria-label": label, title: label });
+    write.append($("#bubble").content.cloneNode(true));
     if (unread) write.append(h("span", { className: "badge" }, String(unread)));
     item.append(write);
     item.onclick = open; // the button is for keyboards, and says what a click does
