@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, ConfigurationError, Refused
+from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, ConfigurationError, Refused, Unauthenticated
 from starlette_realtime.types import Message, Receive, Scope, Send
 
 __all__ = [
@@ -30,8 +30,6 @@ _MAX_REASON: Final = 123
 
 
 _OUTCOMES: Final = {
-    "unauthenticated": (401, 4401),
-    "expired": (401, 4401),
     "revoked": (401, 4450),
     "rate_limited": (429, 4429),
     "unavailable": (503, 1013),
@@ -40,7 +38,8 @@ _OUTCOMES: Final = {
 
 def outcome(refusal: Refused) -> tuple[int, int]:
     """The HTTP status and the close code of a request, handshake or connection that ends by this refusal."""
-    return _OUTCOMES.get(refusal.code, (403, 4403))
+    fallback = (401, 4401) if isinstance(refusal, Unauthenticated) else (403, 4403)
+    return _OUTCOMES.get(refusal.code, fallback)
 
 
 def mounted_path(scope: Scope) -> str:

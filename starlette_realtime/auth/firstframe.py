@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
-from starlette_realtime.asgi import close_reason, deny
-from starlette_realtime.auth.refusals import close_code, error_frame
+from starlette_realtime.asgi import close_reason, deny, outcome
+from starlette_realtime.auth.refusals import error_frame
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import CLOSE_CODES, ConfigurationError, Refused, Unavailable
 from starlette_realtime.messages import Identity, Reply
@@ -30,9 +30,10 @@ SAYING: Final = 10.0
 _STATUS: Final = {401: 4401, 429: 4429, 503: 1013}
 
 
-class _Auth(msgspec.Struct, frozen=True, tag_field="type", tag="auth"):
+class _Auth(msgspec.Struct, frozen=True):
     """The first frame; other fields are left to the native protocol."""
 
+    type: Literal["auth"]
     token: str | None = None
     id: int | None = None
 
@@ -131,7 +132,7 @@ class FirstFrame:
         return Opened(identity, since, behind.receive, behind.send)
 
     async def _refuse(self, send: Send, refusal: Refused) -> None:
-        await self._close(send, close_code(refusal), refusal.code, refusal.message, refusal.retry_after)
+        await self._close(send, outcome(refusal)[1], refusal.code, refusal.message, refusal.retry_after)
 
     async def _close(
         self, send: Send, code: int, error: str = "", message: str | None = None, retry_after: float | None = None

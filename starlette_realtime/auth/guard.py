@@ -3,6 +3,7 @@
 import logging
 import secrets as randomness
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
@@ -99,31 +100,30 @@ class AuthGuard:
         self.secret = secret
         self._entropy = entropy
         self._interval = revocation_interval
-        self._use(store if store is not None else MemoryStore(clock=self._clock))
-        frames = FirstFrame(
+        self._with_first_frame = first_frame
+        self._make_first_frame = partial(
+            FirstFrame,
             self.authenticate,
             self.fallback,
-            clock=self._clock,
             timeout=auth_timeout,
             subprotocols=subprotocols,
             most=max_waiting,
         )
-        self._first_frame = frames if first_frame else None
+        self._use(store if store is not None else MemoryStore(clock=self._clock))
 
     def bind(self, store: Store, clock: Clock) -> None:
         """
         Use this store and clock, where none was given: what else there is shares them. To be called before it is used.
-
-        A guard with `first_frame` keeps its own clock.
         """
         if self._given[0] or store is self._store:
             return
-        if not self._given[1] and self._first_frame is None:
+        if not self._given[1]:
             self._clock = clock
         self._use(store)
 
     def _use(self, store: Store) -> None:
         self._store = store
+        self._first_frame = self._make_first_frame(clock=self._clock)
         self._revocations = Revocations(store, self._clock, interval=self._interval)
         self._tickets = Tickets(
             store, secret=self.secret, max_age=self.ticket_age, clock=self._clock, entropy=self._entropy
@@ -280,7 +280,8 @@ class AuthGuard:
         """
         Call `callback` with what is revoked from now on: subject → issued up to that Unix time.
 
-        A subject is `u:` and a user, or `t:` and a token's id. Whose connections that ends, `revoked` tells.
+        A subject is `u:` and a user, or `t:` and a token's id. Whose connections that ends, `revoked` tells. Enter the
+        guard (`async with`), or what other processes revoke is only heard when credentials are checked.
         """
         self._revocations.on(callback)
 
@@ -290,8 +291,7 @@ class AuthGuard:
 
     def gauges(self) -> dict[str, int]:
         """What the guard holds at the moment."""
-        waiting = self._first_frame.waiting if self._first_frame is not None else 0
-        return {**self._revocations.gauges(), "authenticating": waiting}
+        return {**self._revocations.gauges(), "authenticating": self._first_frame.waiting}
 
     async def __aenter__(self) -> Self:
         """Enter the store, and hear of revocations at once. Raises `StoreError` when it is away."""
@@ -333,7 +333,7 @@ class AuthGuard:
         since = self._clock.time()
         try:
             identity = await self.handshake(scope)
-            if identity is None and not (self._first_frame and scope["type"] == "websocket"):
+            if identity is None and not (self._with_first_frame and scope["type"] == "websocket"):
                 presented = False
                 identity = self.fallback()
             if identity is not None and self._expired(identity):
@@ -342,7 +342,6 @@ class AuthGuard:
             await refuse(scope, receive, send, exc, presented=presented)
             return
         if identity is None:
-            assert self._first_frame is not None
             opened = await self._first_frame.open(scope, receive, send)
             if opened is None:
                 return

@@ -2,24 +2,15 @@
 
 import logging
 
-from starlette_realtime.asgi import deny
-from starlette_realtime.errors import CLOSE_CODES, ERROR_CODES, Refused, Unauthenticated
+from starlette_realtime.asgi import deny, outcome
+from starlette_realtime.errors import ERROR_CODES, Refused
 from starlette_realtime.messages import Error
 from starlette_realtime.protocols.native import NativeProtocol
 from starlette_realtime.types import Receive, Scope, Send
 
-__all__ = ["close_code", "error_frame", "refuse"]
+__all__ = ["error_frame", "refuse"]
 
 logger = logging.getLogger("starlette_realtime.auth")
-
-_STATUS = {1013: 503, 4429: 429, 4401: 401, 4450: 401}
-
-
-def close_code(refusal: Refused) -> int:
-    """The close code that says what `refusal` says."""
-    if isinstance(refusal, Unauthenticated):
-        return 4450 if refusal.code == "revoked" else 4401
-    return {"unavailable": 1013, "rate_limited": 4429}.get(refusal.code, 4403)
 
 
 def error_frame(code: str, message: str | None = None, retry_after: float | None = None) -> str:
@@ -37,8 +28,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *
     A challenge tells them apart (RFC 6750 section 3): `Bearer` alone asks for a token, and `invalid_token` says that
     the one that came won't do. A client of the native protocol gets its `error` frame before the close.
     """
-    code = close_code(refusal)
-    status = _STATUS.get(code, 403)
+    status, code = outcome(refusal)
     logger.info("refused with %d: %s", status, refusal.code, exc_info=refusal.__cause__)
     headers = []
     if status == 401:
@@ -56,7 +46,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *
         send,
         status=status,
         code=code,
-        reason=refusal.code if refusal.code in ERROR_CODES else CLOSE_CODES[code].name,
+        reason=refusal.code,
         retry_after=refusal.retry_after,
         headers=headers,
         frames=frames,

@@ -100,6 +100,7 @@ class Connection:
         clock: Clock,
         options: ConnectionOptions,
         identity: Identity | None = None,
+        authenticated: float | None = None,
         counters: Counters | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
@@ -125,7 +126,7 @@ class Connection:
         self.replaced = False
         self.welcomed = False
         self.renewed = clock.now()
-        self.authenticated = clock.time()
+        self.authenticated = authenticated if authenticated is not None else clock.time()
         self.admitted = False
         self.admitted_user: str | None = None
         self.gone = False

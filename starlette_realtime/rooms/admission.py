@@ -73,6 +73,8 @@ class Admission:
         Raises `Refused`: after a first `auth` the connection is to be closed (`refuse`), a refresh leaves it as it was.
         """
         first = connection.identity is None
+        # What is revoked from this moment on is meant by it; credentials that were shown before are as old as then.
+        since = self._clock.time() if command.token is not None else connection.authenticated
         identity = await self._identify(connection, command)
         if not first and identity.user != connection.user:
             raise Forbidden("a refresh keeps the user: reconnect to be somebody else")
@@ -81,10 +83,10 @@ class Admission:
             await self._admit(connection, identity.user)
         if connection.closed:
             raise ConnectionClosed(connection.close_code or 1006, connection.close_reason)
-        if self._guard.revoked(identity, self._clock.time()):
+        if self._guard.revoked(identity, since):
             raise Unauthenticated(code="revoked")  # since it was looked at
         connection.identity = identity
-        connection.authenticated = self._clock.time()
+        connection.authenticated = since
         connection.cancel_timer("auth")
         if first:
             self._continue_session(connection)

@@ -164,6 +164,7 @@ class Endpoint:
 
     async def _handshake(self, scope: Scope, receive: Receive, send: Send) -> Connection | None:
         """Authenticate a handshake; None where it was refused, and the peer told."""
+        since = self._clock.time()
         try:
             async with self._clock.timeout(self._options.auth_timeout):
                 identity = await self._guard.handshake(scope)
@@ -190,6 +191,7 @@ class Endpoint:
             clock=self._clock,
             options=self._options,
             identity=identity,
+            authenticated=since,
             counters=self._counters,
         )
 

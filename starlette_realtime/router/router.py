@@ -214,6 +214,7 @@ class RoomRouter:
         return {
             "connections": len(self._endpoint.connections),
             **self._rooms.gauges,
+            **self.guard.gauges(),
             **{f"store.{name}": value for name, value in self.store.gauges().items()},
         }
 

@@ -50,7 +50,11 @@ class Tickets:
             await deny(scope, receive, send, status=415, code=4400, reason="bad_frame", headers=headers)
             return
         try:
-            ticket = await self._issue(scope)
+            ticket, lasts = await self._issue(scope)
+        except ValueError:
+            logger.exception("a ticket can't be made: its user's claims are too long")
+            await deny(scope, receive, send, status=500, code=1013, reason="internal", headers=headers)
+            return
         except Refused as exc:
             status, code = outcome(exc)
             logger.info("a ticket was refused: %s", exc.code, exc_info=exc.__cause__)
@@ -65,7 +69,7 @@ class Tickets:
                 headers=headers,
             )
             return
-        body = msgspec.json.encode({"ticket": ticket, "expires_in": self._guard.ticket_age})
+        body = msgspec.json.encode({"ticket": ticket, "expires_in": lasts})
         start = [
             *headers,
             (b"content-type", b"application/json"),
@@ -75,7 +79,7 @@ class Tickets:
         await send({"type": "http.response.start", "status": 200, "headers": start})
         await send({"type": "http.response.body", "body": body})
 
-    async def _issue(self, scope: Scope) -> str:
+    async def _issue(self, scope: Scope) -> tuple[str, float]:
         pace = await self._limiter.handshakes.take(Subject(scope), {})
         if not pace.allowed:
             raise pace.refusal()
@@ -86,7 +90,10 @@ class Tickets:
             raise Unavailable(retry_after=5.0) from None
         if identity is None or identity.user is None:
             raise Unauthenticated("sign in first")
-        return self._guard.issue_ticket(identity, scope)
+        lasts = self._guard.ticket_age
+        if identity.expires_at is not None:
+            lasts = min(lasts, max(0.0, identity.expires_at - self._clock.time()))
+        return self._guard.issue_ticket(identity, scope), lasts
 
     async def _preflight(self, headers: list[tuple[bytes, bytes]], send: Send) -> None:
         start = [

@@ -1,5 +1,6 @@
 """Revocation: whose credentials are revoked is disconnected everywhere, and doesn't come back with the same."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -134,3 +135,43 @@ async def test_revocations_last_over_the_kits_stop_in_the_store() -> None:
         client = await Client(second).__aenter__()
         with pytest.raises(Failed):
             await client.auth(token)
+
+
+async def test_a_revocation_while_somebody_is_let_in_is_not_overtaken() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock=clock)
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(token: str) -> str:
+        asked.set()
+        await go.wait()
+        return token
+
+    async with World(clock=clock, store=store, authenticate=slow) as world:
+        client = await world.client().__aenter__()
+        coming = asyncio.ensure_future(client.auth("ann"))
+        await asked.wait()
+        await clock.advance(1.0)
+        await store.sibling().revoke("u:ann", issued_before=clock.time())
+        await clock.advance(1.0)
+        go.set()
+        with pytest.raises(Failed) as failed:
+            await coming
+        assert failed.value.code == "revoked"
+
+
+async def test_asking_again_without_a_token_makes_nobody_younger() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock=clock)
+
+    async def anybody(token: str) -> str:
+        return token
+
+    async with World(clock=clock, store=store, authenticate=anybody) as world:
+        client = await world.enter("ann")
+        revoked_at = clock.time() + 1.0
+        await clock.advance(2.0)
+        await client.call("auth")
+        await world.realtime.guard.revoke_user("ann", issued_before=revoked_at)
+        await settle()
+        assert (await client.closed()).code == 4450

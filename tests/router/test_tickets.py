@@ -1,6 +1,7 @@
 """POST /ticket: a signed-in page gets one credential for one connection, and nobody else does."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -159,3 +160,16 @@ async def test_a_store_that_is_away_is_a_503() -> None:
             assert (await task).status == 503
         finally:
             site.realtime.store.faults.resume()  # type: ignore[attr-defined]
+
+
+async def test_a_ticket_says_when_it_ends_where_its_user_does_so_earlier() -> None:
+    async with running() as site:
+        response = await site.ask(**site.bearer("ann", expires_in=12.0))
+        assert response.json()["expires_in"] == pytest.approx(12.0)
+
+
+async def test_claims_that_no_ticket_can_hold_are_the_servers_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as site:
+        response = await site.ask(**site.bearer("ann", claims={"novel": secrets.token_hex(2_200)}))
+        assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert "too long" in caplog.text
