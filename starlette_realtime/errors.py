@@ -115,6 +115,9 @@ class Refused(RealtimeError):
         self.retry_after = retry_after
         self.fields = fields
 
+    def __str__(self) -> str:
+        return self.code if self.message in ("", self.code) else f"{self.code}: {self.message}"
+
 
 class Unauthenticated(Refused):
     """No valid credentials; `code` is `unauthenticated`, `expired` or `revoked`."""

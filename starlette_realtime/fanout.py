@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -372,11 +373,12 @@ class Fanout:
     async def _load(self, topic: Topic, roster: Roster) -> None:
         delay = 0.05
         while topic.references and not roster.loaded:
-            try:
+            with suppress(StoreError):
                 roster.load(await self._store.members(topic.name, limit=ALL))
-            except StoreError:
+            if not roster.loaded:
                 await self._clock.sleep(delay)
                 delay = min(delay * 2, 5.0)
+                roster.forget()  # the next snapshot has it, or it is a past's that the store was wound back behind
 
     def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine)

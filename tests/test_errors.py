@@ -54,6 +54,7 @@ def test_the_error_codes_are_those_of_the_protocol() -> None:
         "bad_frame",
         "unauthenticated",
         "expired",
+        "revoked",
         "forbidden",
         "unknown_room",
         "not_joined",

@@ -13,7 +13,9 @@ from starlette_realtime import (
     MemoryStore,
     Realtime,
     Room,
+    RoomsOptions,
     SignedTokens,
+    StarletteSession,
     UnknownRoom,
 )
 from starlette_realtime.testing import FakeClock, Peer, Rejected, settle
@@ -282,3 +284,27 @@ async def test_expired_credentials_of_the_handshake_are_refused_at_auth() -> Non
             await client.auth()
         assert failed.value.code == "expired"
         assert (await client.closed()).code == 4401
+
+
+@pytest.mark.parametrize("name", ConnectionOptions.__dataclass_fields__)
+def test_a_bound_of_a_connection_is_positive(name: str) -> None:
+    for value in (0, -1, float("nan")):
+        with pytest.raises(ConfigurationError, match=f"{name} is positive"):
+            ConnectionOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["missed", "missed_bytes", "publication_bytes", "history_page"])
+def test_a_bound_of_rooms_is_one_or_more(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is 1 or more"):
+        RoomsOptions(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_an_interval_of_presence_is_not_negative() -> None:
+    with pytest.raises(ConfigurationError, match="presence_interval"):
+        RoomsOptions(presence_interval=-0.1)
+
+
+@pytest.mark.parametrize("options", [{"cookie": "who"}, {"authenticate": StarletteSession()}])
+def test_any_origin_and_cookies_don_t_go_together(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="any page"):
+        Realtime(**{"authenticate": SignedTokens("a secret of these tests"), "origins": "*", **options})

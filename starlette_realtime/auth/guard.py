@@ -16,7 +16,16 @@ from starlette_realtime.auth.refusals import refuse
 from starlette_realtime.auth.revocation import OnRevocation, Revocations, token_subject, user_subject
 from starlette_realtime.auth.supervision import supervise
 from starlette_realtime.auth.tickets import Tickets, take_tickets
-from starlette_realtime.auth.ways import Authenticate, IdentifiedUser, ScopeUser, ask, ask_live, check_ways, read
+from starlette_realtime.auth.ways import (
+    Authenticate,
+    IdentifiedUser,
+    ScopeUser,
+    StarletteSession,
+    ask,
+    ask_live,
+    check_ways,
+    read,
+)
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import ConfigurationError, Refused, Unauthenticated, Unavailable
 from starlette_realtime.messages import Identity
@@ -87,6 +96,10 @@ class AuthGuard:
         if not self._ways and not anonymous:
             raise ConfigurationError(
                 "nobody could get in: pass authenticate=SignedTokens(secret), or another way, or anonymous=True"
+            )
+        if origins == "*" and (cookie is not None or any(isinstance(way, StarletteSession) for way in self._ways)):
+            raise ConfigurationError(
+                'origins="*" lets any page act for whoever is signed in by cookie: name the origins, or take tokens'
             )
         self.app = app
         self.anonymous = anonymous

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, overload
 
 from msgspec import Raw
@@ -50,6 +50,11 @@ class ConnectionOptions:
     """How long a running handler has after the connection's end."""
     rooms: int = 100
     """Rooms that a client may be in; the server's own joins don't count."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ConfigurationError(f"{name} is positive, not {value!r}")
 
     @property
     def largest(self) -> int:

@@ -52,8 +52,8 @@ class PresenceHandle:
         Show another `status` ("online" or "away"), another `meta` (a JSON value, at most 4 KiB; None: none), or both.
 
         Before the endpoint accepts, it is what others see first; after the end, and where the connection isn't
-        tracked, nothing happens. It returns when others can see it, or, while the store is away, when that has been
-        tried: it is then repeated until the store is back. Raises `ValueError` and `TypeError` for what can't be shown.
+        tracked, nothing happens. It returns when others can see it; while the store is away it returns all the same,
+        and is repeated until the store is back. Raises `ValueError` and `TypeError` for what can't be shown.
         """
         if status not in ("online", "away", None):
             raise ValueError(f"a connection is online or away, not {status!r}: who has none is offline")

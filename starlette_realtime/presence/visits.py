@@ -130,8 +130,8 @@ class Visits:
         visit.timer = self._clock.call_later(self._linger, self._lingered, visit)
 
     async def attempted(self, visit: Visit) -> None:
-        """Wait until the store has been told, or could not be: it is tried again then."""
-        if visit.person.task is not None and visit in visit.person.dirty:
+        """Wait until the store has been told, or could not be; not at all while it is known to be away."""
+        if not self._away and visit.person.task is not None and visit in visit.person.dirty:
             waiter = asyncio.get_running_loop().create_future()
             visit.waiters.append(waiter)
             await waiter
@@ -142,13 +142,22 @@ class Visits:
         try:
             for visit in tuple(self._lingering):
                 self._lingered(visit)
-            for person in tuple(self._people.values()):
-                if person.retry is not None:
-                    self._retry(person)
-            while tasks := [person.task for person in self._people.values() if person.task is not None]:
-                await asyncio.wait(tasks)
+            while owed := [person for person in self._people.values() if self._owes(person)]:
+                for person in owed:
+                    if person.task is None:
+                        self._retry(person)
+                await asyncio.wait([person.task for person in owed if person.task is not None])
         finally:
             self._closing = False
+
+    def _owes(self, person: _Person) -> bool:
+        """Whether somebody has yet to leave; who stays, and could not be told to the store, is not tried again."""
+        if person.task is None:
+            person.dirty = {visit: None for visit in person.dirty if not visit.present}
+            if person.retry is not None:
+                person.retry.cancel()
+                person.retry = None
+        return bool(person.dirty or person.task is not None)
 
     def _lingered(self, visit: Visit) -> None:
         self._rouse(visit)
@@ -214,7 +223,8 @@ class Visits:
             for each in came:
                 self._told(person.topic, each, True)
             return
-        del person.visits[visit], person.dirty[visit]
+        person.dirty.pop(visit)
+        person.visits.pop(visit, None)
         if visit.sent:  # after a StoreError the store makes it up, and `Store.on_presence` tells what came of it
             for each in await self._store.leave(person.topic, (visit.entry.connection,)):
                 self._told(person.topic, each, False)

@@ -170,6 +170,7 @@ class _Following:
             complete = total <= self._shown
             entries = roster.entries(self._shown if complete else min(SAMPLE, self._shown))
             self._snapshot = Snapshot(roster.seq, total, tuple(map(view, entries)), complete)
+            self._sampled = not complete
         return self._snapshot
 
     def _changed(self, change: Change) -> None:
@@ -273,8 +274,9 @@ class Watching:
             while not roster.loaded:
                 try:
                     roster.load(await self._store.members(following.name, limit=ALL))
-                except StoreError as exc:
-                    logger.debug("a snapshot could not be had: %s", exc)
+                except Exception as exc:
+                    if not isinstance(exc, StoreError):
+                        logger.exception("the store failed with something else than a StoreError")
                 if not roster.loaded:
                     await self._clock.sleep(delay)
                     delay = min(delay * 2, LAST_RETRY)

@@ -48,6 +48,11 @@ class Caps:
         """How many slots this process holds."""
         return sum(len(slots) for slots in self._held.values())
 
+    @property
+    def untold(self) -> int:
+        """How many of them the store has not heard of yet."""
+        return len(self._unknown)
+
     async def admit(self, slot: str, caps: Mapping[str, int]) -> None:
         """Take `slot` under each of these keys, or under none. Raises `RateLimited`."""
         taken: list[str] = []
@@ -59,8 +64,6 @@ class Caps:
         except BaseException:
             await self.release(slot, taken)
             raise
-        if caps:
-            await self._quotas.count_nodes()
 
     async def release(self, slot: str, keys: Mapping[str, int] | list[str]) -> None:
         """Give `slot` back under each of these keys."""
@@ -86,9 +89,9 @@ class Caps:
             logger.debug("a connection's slot is given back later: %r", exc)
 
     async def _admit(self, key: str, slot: str, limit: int) -> bool:
-        slots = self._held.get(key, {})
         admitted = await self._ask(key, slot, limit)
         if admitted is None:  # the store is away
+            slots = self._held.get(key, {})
             admitted = slot in slots or len(slots) < max(1, limit // self._quotas.nodes)
             if admitted:
                 self._unknown[key, slot] = self._unknown.get((key, slot), 0) + 1
@@ -104,10 +107,11 @@ class Caps:
         try:
             with anyio.CancelScope(shield=True):  # a slot must not be taken unknown to us
                 admitted = await self._store.admit(key, slot, limit=limit)
+                self._quotas.answered()
+                await self._quotas.count_nodes()
         except StoreError as exc:
             self._quotas.failed(exc)
             return None
-        self._quotas.answered()
         return admitted
 
     def _heal_later(self) -> None:

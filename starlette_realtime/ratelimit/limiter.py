@@ -181,6 +181,7 @@ class RateLimiter:
         return {
             "buckets": sum(gate.kept for gate in gates),
             "slots": self._caps.held if self._caps is not None else 0,
+            "untold_slots": self._caps.untold if self._caps is not None else 0,
             "replaceable": len(self._sockets),
         }
 

@@ -137,7 +137,7 @@ class TokenBucket:
         self._full_at -= cost * self._interval
 
     def decide(self, cost: float, policy: str = "") -> Decision:
-        """Take `cost`, which is over 0, or take nothing; tells what came of it."""
+        """Take `cost`, 0 or more, or take nothing; tells what came of it."""
         now, interval, burst = self._clock.now(), self._interval, self.burst
         behind = self._full_at - now
         if behind < 0.0:

@@ -155,11 +155,8 @@ class SharedQuotas:
             logger.info("the store is back: limits are counted there again")
 
     def _is_outage(self, exc: Exception) -> bool:
-        known: tuple[type[Exception], ...] = (StoreError, StorageError, OSError, TimeoutError)
-        if self._storage is not None and not isinstance(self._storage, MemoryQuotas):
-            driver = self._storage.base_exceptions
-            known += driver if isinstance(driver, tuple) else (driver,)
-        return isinstance(exc, known)
+        # What the driver raises is one exception or a tuple of them; `isinstance` takes both.
+        return isinstance(exc, (StoreError, StorageError, OSError, TimeoutError, self._store.limits.base_exceptions))
 
     async def count_nodes(self) -> None:
         """Look, now and then, among how many processes limits and caps are to be divided."""
@@ -245,8 +242,6 @@ class SharedQuotas:
 def _sliding_wait(room: int, seconds: int, before: int, before_left: float, count: int, left: float) -> float:
     """When the weighted count of both windows falls below `room`, in seconds: it falls evenly, then they move on."""
     if before and count < room:
-        wait = before_left - (room - count) * seconds / before
-        if wait <= before_left:
-            return max(0.0, wait) + EDGE
+        return max(0.0, before_left - (room - count) * seconds / before) + EDGE
     rest = max(0.0, left - seconds)  # until the current window is the previous one
     return rest + max(0.0, seconds - room * seconds / max(1, count)) + EDGE

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection
-from starlette_realtime.errors import RateLimited, Refused
+from starlette_realtime.errors import ConfigurationError, RateLimited, Refused
 from starlette_realtime.messages import Auth, Command, History, Join, Limits, Send, SetStatus
 from starlette_realtime.ratelimit import Decision, Gate, Rate, RateLimiter, Subject, TokenBucket
 from starlette_realtime.rooms.declaration import EventHandler
@@ -37,6 +37,13 @@ class RoomsOptions:
     """How large one published event may be: a fraction of what may wait for a client."""
     history_page: int = 100
     """How many events one page of history has at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("missed", "missed_bytes", "publication_bytes", "history_page"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is 1 or more, not {getattr(self, name)!r}")
+        if self.presence_interval < 0:
+            raise ConfigurationError(f"presence_interval is in seconds and not negative, not {self.presence_interval}")
 
 
 class CommandLimits:

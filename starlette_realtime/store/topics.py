@@ -160,6 +160,9 @@ class Topics(dict[str, Topic]):
         topic = self.touch(name)
         if store not in topic.listeners:
             topic.listeners = (*topic.listeners, store)
+        if topic.timer is not None and not topic.stream.rows:  # as in `_keep`
+            topic.timer.cancel()
+            topic.timer, topic.due = None, inf
         self.used(topic)
 
     def unlisten(self, name: str, store: "MemoryStore") -> None:
