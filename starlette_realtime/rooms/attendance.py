@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -29,6 +30,10 @@ HANDLING = 30.0
 
 SAMPLE = 20
 """How many members are told of a room that has more than it shows."""
+
+
+_TELLING: ContextVar[tuple[str, str] | None] = ContextVar("telling", default=None)
+"""Of whom, in which room, the handlers of `on_join` or `on_leave` are being told, in what they do."""
 
 
 class _Linger(Struct, eq=False):
@@ -98,7 +103,9 @@ class Attendance:
 
     async def leave(self, membership: Membership) -> None:
         """Leave presence at once; a caller that is cancelled doesn't keep it from happening."""
-        await asyncio.shield(self.spawn(self._depart(membership)))
+        departing = self.spawn(self._depart(membership))
+        if _TELLING.get() != (membership.name, membership.entry.who):  # `on_join` would wait for its own end
+            await asyncio.shield(departing)
 
     def release(self, membership: Membership) -> None:
         """The connection has ended: leave presence, after a linger where the end was not clean."""
@@ -154,6 +161,7 @@ class Attendance:
     ) -> None:
         if before is not None:
             await asyncio.wait((before,))
+        _TELLING.set((membership.name, membership.entry.who))
         for handler in handlers:
             try:
                 async with self._clock.timeout(HANDLING):

@@ -155,12 +155,14 @@ class Client:
     async def join(
         self, room: str, *, since: Position | None = None, meta: object = None, status: Status | None = None
     ) -> ClientRoom:
-        """Join a room; raises `Refused`."""
+        """Join a room; raises `Refused`, also where the server let it in and removed it before this could return."""
         number = next(self._numbers)
         self._joining[number] = room
         await self.command("join", number=number, room=room, since=since, meta=meta, status=status)
         await self.answer(number)
-        joined = self.rooms[room]
+        joined = self.rooms.get(room)
+        if joined is None:
+            raise Refused("not_joined", f"the server removed the client from {room} while it joined")
         joined.meta, joined.status = meta, status
         return joined
 

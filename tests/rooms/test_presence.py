@@ -428,3 +428,29 @@ async def test_users_are_told_once_over_all_their_connections(world: World) -> N
     ada, also = await world.realtime.at("chat:1").users()
     assert (ada.user, ada.status, len(ada.connections)) == ("ada", "online", 2)
     assert (also.user, also.status, also.meta) == ("bob", "away", {"where": "out"})
+
+
+async def test_on_join_may_send_somebody_away_at_once() -> None:
+    told: list[str] = []
+
+    def declare(realtime: Realtime) -> None:
+        room = realtime.room("chat:{room_id:int}", presence=True)
+
+        @room.on_join
+        async def arrived(member: Member) -> None:
+            told.append("arrived")
+            await asyncio.gather(member.leave(code="full"))
+            told.append("sent away")
+
+        @room.on_leave
+        async def departed(member: Member) -> None:
+            told.append("departed")
+
+    async with serving(declare) as world:
+        ada = await world.enter("ada")
+        await ada.command("join", room="chat:1")
+        await settle()
+        assert told == ["arrived", "sent away", "departed"]
+        (left,) = ada.take("left")
+        assert left["code"] == "full"
+        assert (await world.realtime.at("chat:1").members()).total == 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from starlette_realtime import Refused
+from starlette_realtime import Member, Realtime, Refused
 from starlette_realtime.testing import Client, Closed, FakeClock, Link, Rejected, get, running, settle
 from starlette_realtime.testing.rooms import brief
 from starlette_realtime.types import Receive, Scope, Send
@@ -306,3 +306,16 @@ async def test_what_the_application_raised_meanwhile_is_raised_by_drop() -> None
 )
 def test_frames_are_named_in_few_words(frame: dict[str, Any], said: str) -> None:
     assert brief(frame) == said
+
+
+async def test_a_room_that_the_server_took_back_while_it_was_joined_is_refused() -> None:
+    realtime = Realtime(anonymous=True)
+    room = realtime.room("door", public=True)
+
+    @room.on_join
+    async def arrived(member: Member) -> None:
+        await member.leave(code="full")
+
+    async with realtime, Client(realtime, "") as client:
+        with pytest.raises(Refused, match="removed the client from door"):
+            await client.join("door")
