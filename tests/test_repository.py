@@ -73,7 +73,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_ships_types_and_the_browser_client(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    browser = {path.relative_to(ROOT).as_posix() for path in (ROOT / "starlette_realtime" / "browser").glob("*.js")}
+    folder = ROOT / "starlette_realtime" / "browser"
+    browser = {path.relative_to(ROOT).as_posix() for kind in ("*.js", "*.d.ts") for path in folder.glob(kind)}
+    assert {f"starlette_realtime/browser/{name}" for name in ("client.js", "client.d.ts", "react.d.ts")} <= browser
     assert {"starlette_realtime/__init__.py", "starlette_realtime/py.typed"} | browser <= names
 
 

@@ -28,7 +28,14 @@ export { CLOSE_CODES, RealtimeError };
 const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 
 /** How a refused `auth` ends the link, where the server doesn't close by itself. @type {Record<string, number>} */
-const REFUSED = { unauthenticated: 4401, expired: 4401, forbidden: 4403, rate_limited: 4429, bad_frame: 4400 };
+const REFUSED = {
+  unauthenticated: 4401,
+  expired: 4401,
+  forbidden: 4403,
+  revoked: 4450,
+  rate_limited: 4429,
+  bad_frame: 4400,
+};
 
 /** What the server can't say better before it knows who is there. @type {Record<string, string>} */
 const OUTSIDE = {

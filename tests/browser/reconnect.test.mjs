@@ -116,7 +116,7 @@ test("a lost link between two 4401 does not hide that the first token was refuse
   assert.equal(world.client.state, "closed");
 });
 
-const REFUSALS = { unauthenticated: 4401, expired: 4401, forbidden: 4403, bad_frame: 4400 };
+const REFUSALS = { unauthenticated: 4401, expired: 4401, forbidden: 4403, revoked: 4450, bad_frame: 4400 };
 for (const [code, closing] of Object.entries(REFUSALS)) {
   test(`an auth refused as ${code} counts as close ${closing}, before the server closes`, async () => {
     const world = start();

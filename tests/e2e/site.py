@@ -37,7 +37,7 @@ class Site:
         linger: float = 5.0,
     ) -> None:
         self.connections: list[Connection] = []  # that authenticated, in order, those that have ended included
-        self.handled: list[str] = []  # texts, once for each time that the handler ran
+        self.handled: list[str] = []  # texts, once for each time that the handler ran to its end
         self.tokens = 0  # issued
         self.tokens_away = False  # the endpoint fails
         self.tokens_forged = False  # it issues what this server doesn't accept
@@ -72,8 +72,8 @@ class Site:
         self.connections.append(connection)
 
     async def _message(self, member: Member, body: Text) -> dict[str, int]:
+        position = await member.broadcast("message", body)  # over the user's limit it raises, and the page tries again
         self.handled.append(body["text"])
-        position = await member.broadcast("message", body)
         return {"offset": position.offset}
 
     async def _passing(self, member: Member, body: Text) -> dict[str, int]:

@@ -40,9 +40,9 @@ export class FakeClock {
     return this.#timers.size;
   }
 
-  /** Let `ms` pass; timers run in order. */
+  /** Let `ms` pass; timers run in order. The time is whole, like `Date.now()`. */
   async advance(ms) {
-    const end = this.#now + ms;
+    const end = this.#now + Math.ceil(ms);
     await settled();
     for (let due; (due = this.#next(end)); ) {
       this.#now = Math.max(this.#now, due.at);
@@ -54,8 +54,9 @@ export class FakeClock {
 
   /** The machine sleeps: time passes, timers don't. */
   sleep(ms) {
-    this.#now += ms;
-    for (const timer of this.#heap) timer.at += ms;
+    const whole = Math.ceil(ms);
+    this.#now += whole;
+    for (const timer of this.#heap) timer.at += whole;
   }
 
   /** @param {number} end */
