@@ -20,6 +20,7 @@ __all__ = [
     "deny",
     "header_values",
     "is_private",
+    "milliseconds",
     "mounted_path",
     "outcome",
     "scope_user",
@@ -59,6 +60,11 @@ def header_values(scope: Scope, name: bytes) -> list[bytes]:
 # --- refusing -------------------------------------------------------------------------------------------------------
 
 
+def milliseconds(seconds: float) -> float:
+    """Seconds as they are told to peers: rounded up to milliseconds, so that nobody comes too early."""
+    return math.ceil(seconds * 1000 - 1e-6) / 1000
+
+
 def close_reason(code: str, retry_after: float | None = None) -> str:
     """
     A close frame's reason, `code` or `code;retry_after`, at most 123 bytes of UTF-8.
@@ -67,7 +73,7 @@ def close_reason(code: str, retry_after: float | None = None) -> str:
     """
     suffix = ""
     if retry_after is not None:
-        seconds = f"{math.ceil(max(0.0, retry_after) * 1000) / 1000:.3f}".rstrip("0").rstrip(".")
+        seconds = f"{milliseconds(max(0.0, retry_after)):.3f}".rstrip("0").rstrip(".")
         suffix = f";{seconds}"
     return code.encode()[: _MAX_REASON - len(suffix)].decode(errors="ignore") + suffix
 
@@ -80,6 +86,7 @@ async def deny(
     status: int,
     code: int,
     reason: str = "",
+    message: str = "",
     retry_after: float | None = None,
     headers: Iterable[tuple[bytes, bytes]] = (),
     frames: Sequence[str] = (),
@@ -91,9 +98,10 @@ async def deny(
     so one with an `Origin` header is accepted, sent `frames` (text) and closed with `code`; one without is refused
     with `status` where the server can (the ASGI extension `websocket.http.response`), else with its 403.
 
-    `reason` is an error code, by default the name of the close code. `retry_after` (seconds) goes into the close
-    reason and, rounded up, into `Retry-After` (RFC 9110 section 10.2.3). A 401 has a `WWW-Authenticate: Bearer`
-    (RFC 6750 section 3) unless `headers` has another. That the peer has gone meanwhile is no error.
+    `reason` is an error code, by default the name of the close code; `message` says it to people. `retry_after`
+    (seconds) goes into the close reason and, rounded up, into `Retry-After` (RFC 9110 section 10.2.3). A 401 has a
+    `WWW-Authenticate: Bearer` (RFC 6750 section 3) unless `headers` has another. That the peer has gone meanwhile is
+    no error.
     """
     if not reason:
         reason = CLOSE_CODES[code].name if code in CLOSE_CODES else "forbidden"
@@ -102,15 +110,15 @@ async def deny(
         if websocket and (await receive())["type"] != "websocket.connect":
             return
         if websocket and header_values(scope, b"origin"):
-            for message in _accepted(scope, code, close_reason(reason, retry_after), frames):
-                await send(message)
+            for each in _accepted(scope, code, close_reason(reason, retry_after), frames):
+                await send(each)
         elif websocket and "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": code, "reason": close_reason(reason, retry_after)})
         else:
             prefix = "websocket.http.response" if websocket else "http.response"
-            error: dict[str, str | float] = {"code": reason, "message": ERROR_CODES.get(reason, reason)}
+            error: dict[str, str | float] = {"code": reason, "message": message or ERROR_CODES.get(reason, reason)}
             if retry_after is not None:
-                error["retry_after"] = retry_after
+                error["retry_after"] = milliseconds(retry_after)
             body = msgspec.json.encode(error)
             start = {"status": status, "headers": _headers(status, retry_after, headers, len(body))}
             await send({"type": f"{prefix}.start", **start})

@@ -67,6 +67,7 @@ ERROR_CODES: Mapping[str, str] = {
     "invalid_payload": "the payload is not what the event takes",
     "too_large": "too large",
     "rate_limited": "too many, too fast",
+    "too_expensive": "it costs more than may be spent at once",
     "too_many_rooms": "this connection is in too many rooms",
     "unavailable": "unavailable for now, try again",
     "timeout": "no answer in time",

@@ -18,12 +18,15 @@ class Identity(Struct, frozen=True):
     An authenticated peer.
 
     `user` is 1 to 128 characters of NFC without control characters, or None for an anonymous peer; `claims` is
-    what the credentials say besides; `expires_at` is in Unix seconds, None: with the connection.
+    what the credentials say besides; `expires_at` is in Unix seconds, None: with the connection. `issued_at`, in Unix
+    seconds, is from when on it has been known: a revocation from then on means it. `AuthGuard` fills it in, with 0
+    where nobody can tell.
     """
 
     user: str | None
     claims: Mapping[str, object] = field(default_factory=dict)
     expires_at: float | None = None
+    issued_at: float | None = None
 
 
 class Position(Struct, frozen=True):

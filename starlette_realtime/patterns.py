@@ -96,7 +96,8 @@ class Pattern:
         is no valid name.
         """
         if params.keys() != self.params.keys():
-            raise ValueError(f"{self.template!r} takes the parameters {', '.join(self.params) or '(none)'}")
+            wanted = ", ".join(f"{name}=…" for name in self.params) or "no parameters"
+            raise ValueError(f"{self.template!r} takes {wanted}")
         for name, value in params.items():
             if not isinstance(value, self.params[name]) or isinstance(value, bool):
                 raise ValueError(f"{name!r} of {self.template!r} takes {self.params[name].__name__}")
@@ -200,7 +201,13 @@ class Patterns(Generic[V]):
 
 
 def check_user(user: str) -> None:
-    """Raise `ValueError` unless `user` has 1 to 128 characters, in NFC, and none that a room's name could not have."""
+    """
+    Raise `TypeError` unless `user` is a `str`, and `ValueError` unless it can be a user.
+
+    That is 1 to 128 characters, in NFC, and none that a room's name could not have.
+    """
+    if not isinstance(user, str):
+        raise TypeError(f"a user is a str of 1 to {MAX_NAME} characters, not {user!r}: str(…) makes one")
     if flaw := _flaw(user):
         raise ValueError(f"this cannot be a user: {flaw}")
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["count_workers", "is_alone"]
+__all__ = ["count_workers", "is_alone", "several"]
 
 _SERVERS = frozenset({"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"})
 _OPTION = re.compile(r"(?:--workers|--web-concurrency|-w)(?:=|(?<=-w))?(\d+)?")
@@ -37,6 +37,12 @@ def count_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if environ.get(name, "").isdecimal():
             return int(environ[name])
     return 1
+
+
+def several() -> bool:
+    """Whether the server runs several workers, as far as this one can tell."""
+    # Not `sys.orig_argv`: a worker that was spawned has the server's command line in `sys.argv` alone.
+    return count_workers(sys.argv, os.environ) > 1 or not is_alone()
 
 
 def is_alone() -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
@@ -21,8 +22,11 @@ from starlette_realtime.asgi import (
     deny,
     header_values,
     is_private,
+    mounted_path,
+    outcome,
+    scope_user,
 )
-from starlette_realtime.errors import ConfigurationError
+from starlette_realtime.errors import ConfigurationError, Forbidden, RateLimited, Refused, Unauthenticated, Unavailable
 from starlette_realtime.types import Message, Receive, Scope, Send
 from tests.support.server import serve
 
@@ -81,6 +85,30 @@ async def test_a_request_is_refused_with_its_status_and_the_error() -> None:
 async def test_retry_after_is_in_whole_seconds_and_never_too_early(seconds: float, header: bytes) -> None:
     start, _ = await refuse(request("http"), status=503, code=1013, retry_after=seconds)
     assert dict(start["headers"])[b"retry-after"] == header
+
+
+async def test_a_refusal_that_is_nobodys_standard_is_named_and_said_as_it_is() -> None:
+    _, body = await refuse(request("http"), status=403, code=4999)
+    assert json.loads(body["body"]) == {"code": "forbidden", "message": "not allowed"}
+    _, body = await refuse(request("http"), status=403, code=4403, reason="banned")
+    assert json.loads(body["body"]) == {"code": "banned", "message": "banned"}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "code"),
+    [
+        (Unauthenticated(), 401, 4401),
+        (Unauthenticated(code="expired"), 401, 4401),
+        (Unauthenticated(code="revoked"), 401, 4450),
+        (Forbidden(), 403, 4403),
+        (Refused("banned"), 403, 4403),
+        (RateLimited(retry_after=1.0), 429, 4429),
+        (Unavailable(), 503, 1013),
+    ],
+    ids=lambda value: getattr(value, "code", value),
+)
+def test_each_refusal_has_a_status_and_a_close_code(refusal: Refused, status: int, code: int) -> None:
+    assert outcome(refusal) == (status, code)
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -193,6 +221,10 @@ def test_a_close_reason_is_the_code_and_the_seconds(code: str, retry_after: floa
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200), st.none() | st.floats(0, 10**9))
+@example("x" * 200, 1.5)
+@example("é" * 100, None)
+@example("é" * 100, 1.5)
+@example("é" * 100, 15.0)
 def test_a_close_reason_fits_into_a_control_frame(code: str, retry_after: float | None) -> None:
     reason = close_reason(code, retry_after)
     assert len(reason.encode()) <= 123
@@ -220,6 +252,7 @@ SAME = [
     ("http", "http://xn--bcher-kva.example", "xn--bcher-kva.example"),
     ("http", "http://example.com.", "example.com."),
     ("http", "http://my_service:80", "my_service"),
+    ("http", "http://example.com:65535", "example.com:65535"),
 ]
 FOREIGN = [
     *("http://evil.example", "http://evil-example.com", "http://example.com.evil.com", "http://evilexample.com"),
@@ -240,7 +273,13 @@ FOREIGN = [
         "http://example.com:",
         "http://example.com:080",
     ),
-    *("http://example.com:0", "http://example.com:65616", "http://example.com:-80", "http://example.com:80:80"),
+    *(
+        "http://example.com:0",
+        "http://example.com:65536",
+        "http://example.com:65616",
+        "http://example.com:-80",
+        "http://example.com:80:80",
+    ),
     *("http://example.com ", " http://example.com", "http://example.com, http://example.com", "http://example.com\t"),
     *(
         "http://example.com http://evil.com",
@@ -330,6 +369,7 @@ def test_a_star_lets_in_no_junk(origin: str) -> None:
         ["https://bücher.example"],
         ["https://user@example.com"],
         ["https://example.com:99999"],
+        ["https://example.com:65536"],
         ["https://[zz]"],
     ],
 )
@@ -419,12 +459,14 @@ def test_without_a_host_there_is_nothing_to_be_the_same_origin_as() -> None:
 
 
 def test_a_host_that_is_none_is_refused() -> None:
-    for host in ("exa mple", "a/b", "a@b", "é", ""):
+    for host in ("exa mple", "a/b", "a@b", "é", "", "[zz]", "[zz]:80", "[::1%eth0]", "a:65536", "[::1]:99999"):
         assert not Origins().check(request(host=host))
         assert not Origins("*").check(request(host=host, origin="http://example.com"))
 
 
-@pytest.mark.parametrize("hosts", ["example.com", ["https://example.com"], ["*"], [""], ["a.*.b"], ["*.*.b"]])
+@pytest.mark.parametrize(
+    "hosts", ["example.com", ["https://example.com"], ["*"], [""], ["a.*.b"], ["*.*.b"], ["[zz]"], ["a:65536"]]
+)
 def test_a_wrong_host_entry_is_refused(hosts: Any) -> None:
     with pytest.raises(ConfigurationError):
         Origins((), hosts)
@@ -483,6 +525,79 @@ def test_no_decoration_of_the_host_is_the_same_origin(before: str, after: str) -
 def test_the_peer_is_who_the_server_says(client: Any, address: str | None) -> None:
     scope = request(x_forwarded_for="198.51.100.1", forwarded="for=198.51.100.1") | {"client": client}
     assert client_address(scope) == address
+
+
+class Named(BaseUser):
+    """A user with a name, and no identity of another kind: Starlette's own `identity` raises."""
+
+    def __init__(self, name: str, authenticated: bool = True) -> None:
+        self._name = name
+        self._authenticated = authenticated
+
+    @property
+    def is_authenticated(self) -> bool:
+        """As told."""
+        return self._authenticated
+
+    @property
+    def display_name(self) -> str:
+        """The name."""
+        return self._name
+
+
+class Numbered(Named):
+    """A user who is known by a number."""
+
+    @property
+    def identity(self) -> Any:
+        """The number."""
+        return 7
+
+
+class Odd:
+    """Somebody's own class, that doesn't even say whether it is authenticated."""
+
+    identity = display_name = "eve"
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [
+        (Named("ada"), "ada"),
+        (SimpleUser("ada"), "ada"),
+        (Numbered("ada"), "7"),
+        (Named("ada", authenticated=False), None),
+        (Numbered("ada", authenticated=False), None),
+        (UnauthenticatedUser(), None),
+        (Odd(), None),
+        ("ada", None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_the_user_is_whom_an_authentication_has_found(user: object, name: str | None) -> None:
+    assert scope_user(request() | {"user": user}) == name
+
+
+def test_a_scope_that_nobody_authenticated_has_no_user() -> None:
+    assert scope_user(request()) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "below"),
+    [
+        ("/chat/ws", None, "/chat/ws"),
+        ("/chat/ws", "", "/chat/ws"),
+        ("/chat/ws", "/chat", "/ws"),
+        ("/chat", "/chat", ""),
+        ("/chatter/ws", "/chat", "/chatter/ws"),
+        ("/ws", "/chat", "/ws"),  # a server that leaves the root out
+        ("/a/b/ws", "/a/b", "/ws"),
+    ],
+)
+def test_a_path_is_told_below_where_it_is_mounted(path: str, root: str | None, below: str) -> None:
+    scope = request() | {"path": path} | ({} if root is None else {"root_path": root})
+    assert mounted_path(scope) == below
 
 
 def test_a_scope_without_a_client_has_no_address() -> None:

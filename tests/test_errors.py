@@ -62,6 +62,7 @@ def test_the_error_codes_are_those_of_the_protocol() -> None:
         "invalid_payload",
         "too_large",
         "rate_limited",
+        "too_expensive",
         "too_many_rooms",
         "unavailable",
         "timeout",

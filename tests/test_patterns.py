@@ -22,6 +22,7 @@ from starlette_realtime.patterns import MAX_NAME, Pattern, Patterns, check_user,
         ("doc/{org}/{page:int}/edit", "doc/acme/7/edit", {"org": "acme", "page": 7}),
         ("dm:{low:int}-{high:int}", "dm:3-14", {"low": 3, "high": 14}),
         ("dm:{low:int}-{rest}", "dm:3-1-4", {"low": 3, "rest": "1-4"}),
+        ("seat:{row:int}X{seat:int}", "seat:7X12", {"row": 7, "seat": 12}),
         ("{anything}", "lobby", {"anything": "lobby"}),
         ("a.b:{x}", "a.b:.*", {"x": ".*"}),
         ("{x}s:{y}", "bosss:1", {"x": "boss", "y": "1"}),
@@ -233,6 +234,15 @@ def test_among_patterns_with_parameters_the_first_wins() -> None:
     assert found.match("talk:07") == ("any", {"a": "talk", "b": "07"})
 
 
+def test_a_pattern_that_begins_with_a_parameter_is_found_among_those_added_before_it() -> None:
+    found = Patterns[str]()
+    found.add(Pattern("chat:{n:int}"), "number")
+    found.add(Pattern("{word}:{x}"), "any")
+    found.add(Pattern("{a}:{b}:{c}"), "three")
+    assert found.match("chat:lobby") == ("any", {"word": "chat", "x": "lobby"})
+    assert found.match("chat:1:2") == ("three", {"a": "chat", "b": "1", "c": "2"})
+
+
 @given(st.lists(patterns(), max_size=6), st.text(st.sampled_from("ab:/-012.é"), max_size=8))
 def test_a_lookup_finds_what_asking_each_pattern_finds(declared: list[Pattern], name: str) -> None:
     found = Patterns[Pattern]()
@@ -294,3 +304,8 @@ def test_two_users_never_share_a_room(first: str, second: str) -> None:
     except ValueError:
         return
     assert len(rooms) == len({first, second})
+
+
+def test_a_user_that_is_no_text_is_named_with_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"not 5: str\(…\) makes one"):
+        check_user(5)  # type: ignore[arg-type]

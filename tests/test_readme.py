@@ -1,13 +1,14 @@
 """The README's chat, as it stands there, in two pages."""
 
 import shlex
+import socket
 from pathlib import Path
 
 from playwright.async_api import Page, expect
 
 from tests.support.browser import Pages
 from tests.support.pages import blocks, write
-from tests.support.server import serve_process
+from tests.support.server import HOST, serve_process
 
 
 def options() -> list[str]:
@@ -54,6 +55,30 @@ async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: 
         await ann.locator("input").press("Enter")
         for page in (ann, bob):
             await expect(page.locator("#log li")).to_have_text([*said, "ann: welcome back"])
+        await pages.close()
+
+
+async def test_the_chat_loads_anew_what_a_restarted_server_has(tmp_path: Path, pages: Pages) -> None:
+    write("README.md", tmp_path)
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port = int(listener.getsockname()[1])
+    async with serve_process("app:app", *options(), cwd=tmp_path, port=port) as server:
+        ann = await open_page(pages, f"{server.url}/?name=ann")
+        await expect(ann.locator("#members")).to_have_text("ann")
+        await ann.locator("input").fill("before")
+        await ann.locator("input").press("Enter")
+        await expect(ann.locator("#log li")).to_have_text(["ann: before"])
+    async with serve_process("app:app", *options(), cwd=tmp_path, port=port) as server:
+        bob = await open_page(pages, f"{server.url}/?name=bob")
+        await bob.locator("input").fill("meanwhile")
+        await bob.locator("input").press("Enter")
+        for page in (ann, bob):
+            await expect(page.locator("#log li")).to_have_text(["bob: meanwhile"], timeout=20_000.0)
+        await ann.locator("input").fill("after")
+        await ann.locator("input").press("Enter")
+        for page in (ann, bob):
+            await expect(page.locator("#log li")).to_have_text(["bob: meanwhile", "ann: after"])
         await pages.close()
 
 

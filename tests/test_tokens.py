@@ -1,5 +1,10 @@
 """Tokens are believed when this application signed them for this purpose, and until they expire."""
 
+import base64
+import hashlib
+import hmac
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +96,48 @@ def test_bytes_and_text_are_the_same_secret() -> None:
     assert SignedTokens(SECRET.encode()).read(SignedTokens(SECRET).issue("ada")).user == "ada"
 
 
+def signature(secret: str, purpose: str, signed: str) -> str:
+    """HMAC-SHA-256 by a key that is the secret's for this purpose, in base64url."""
+    key = hmac.digest(secret.encode(), f"starlette-realtime.{purpose}".encode(), "sha256")
+    return base64.urlsafe_b64encode(hmac.digest(key, signed.encode(), "sha256")).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize(
+    ("token", "purpose"),
+    [
+        (SignedTokens(SECRET).issue("ada"), "access:default"),
+        (SignedTokens(SECRET, salt="chat").issue("ada"), "access:chat"),
+        (Sessions(SECRET).issue("s", "ada"), "session"),
+    ],
+    ids=["token", "salted", "session"],
+)
+def test_a_signature_is_of_sha_256_and_each_purpose_has_a_key_of_its_own(token: str, purpose: str) -> None:
+    """Other releases, and other programs, can check what this one signed."""
+    payload, _, signed = token.rpartition(".")
+    assert signed == signature(SECRET, purpose, payload)
+
+
+def test_tokens_and_sessions_of_another_release_are_still_good() -> None:
+    """Nobody is signed out, and no session lost, by what is changed within."""
+    clock = Wrist()
+    access = {
+        "sub": "ada",
+        "iat": 1_800_000_000_000,
+        "exp": 1_800_000_060_000,
+        "jti": "t1",
+        "claims": {"role": "admin"},
+    }
+    session = {"sid": "s1", "sub": "ada", "exp": 1_800_000_060_000}
+
+    def made(content: object, purpose: str) -> str:
+        payload = base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
+        return f"{payload}.{signature(SECRET, purpose, payload)}"
+
+    identity = SignedTokens(SECRET, clock=clock).read(made(access, "access:default"))
+    assert (identity.user, identity.claims["role"], identity.expires_at) == ("ada", "admin", 1_800_000_060.0)
+    assert Sessions(SECRET, clock=clock).read(made(session, "session"), "ada") == "s1"
+
+
 def test_a_token_of_another_salt_is_refused() -> None:
     assert refused(SignedTokens(SECRET, salt="b"), SignedTokens(SECRET, salt="a").issue("ada")) == "unauthenticated"
 
@@ -130,6 +177,21 @@ def test_what_is_too_long_is_not_even_looked_at() -> None:
     assert str(caught.value.__cause__) == "not a string, or too long"
 
 
+def test_a_token_is_at_most_as_long_as_what_is_looked_at() -> None:
+    """Whatever can be issued can be read."""
+    tokens = SignedTokens(SECRET, token_id=lambda: "t1")
+    noise = base64.b64encode(hashlib.shake_256(b"noise").digest(6500)).decode()
+    lengths = set()
+    for length in range(7800, len(noise)):
+        try:
+            token = tokens.issue("ada", claims={"noise": noise[:length]})
+        except ValueError:
+            continue
+        lengths.add(len(token))
+        assert tokens.read(token).user == "ada"
+    assert max(lengths) == MAX_TOKEN
+
+
 @given(st.text())
 def test_nothing_made_up_is_believed(token: str) -> None:
     assert refused(SignedTokens(SECRET), token) == "unauthenticated"
@@ -167,7 +229,13 @@ def test_the_reason_is_for_logs_only() -> None:
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("secret", ["", "short", b"x" * 15, [], ["x" * 16, "short"]])
+@pytest.mark.parametrize("secret", ["x" * 16, b"x" * 16, "é" * 8, ["x" * 16, b"y" * 16]])
+def test_sixteen_bytes_are_enough_of_a_secret(secret: Secret) -> None:
+    assert SignedTokens(secret).read(SignedTokens(secret).issue("ada")).user == "ada"
+    assert all(isinstance(each, bytes) for each in SignedTokens(secret).secrets)
+
+
+@pytest.mark.parametrize("secret", ["", "short", b"x" * 15, "é" * 7, [], ["x" * 16, "short"]])
 def test_a_short_secret_is_refused(secret: Secret) -> None:
     with pytest.raises(ConfigurationError, match="at least 16 bytes"):
         SignedTokens(secret)

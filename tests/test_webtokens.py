@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import jwt
@@ -25,6 +25,7 @@ from starlette_realtime import ConfigurationError, Identity, Unauthenticated, Un
 from starlette_realtime.testing import FakeClock, settle
 from starlette_realtime.webtokens import JWKS, JSONWebTokens, Keys
 from starlette_realtime.webtokens.reader import MAX_TOKEN
+from tests.support.waiting import until
 
 ISSUER = "https://login.example"
 AUDIENCE = "chat"
@@ -508,6 +509,7 @@ async def test_made_up_names_do_not_hammer_the_issuer(clock: FakeClock) -> None:
         )
     assert issuer.asked == 1
     await clock.advance(10.0)
+    await refused(tokens, token_of("none that there is"))
     for n in range(100):
         await refused(tokens, sign_header(f"again {n}"))
     assert issuer.asked == 2
@@ -625,6 +627,27 @@ async def test_what_is_no_set_of_keys_counts_as_a_failure(clock: FakeClock, text
         await tokens.read(token_of("a"))
 
 
+async def test_a_set_may_be_as_large_as_is_allowed(clock: FakeClock) -> None:
+    text = json.dumps({"keys": [jwk("ES256", "a"), *({"kid": str(n)} for n in range(31))]}).encode()
+
+    async def fetch(url: str) -> bytes:
+        return text.ljust(131_072)
+
+    tokens = reader(JWKS(URL, fetch=fetch, clock=clock), algorithms=["ES256"], clock=clock)
+    assert (await tokens.read(token_of("a"))).user == "ada"
+
+
+async def test_old_keys_need_not_serve_at_all_when_the_issuer_is_away(clock: FakeClock) -> None:
+    issuer = Issuer(jwk("ES256", "a"))
+    tokens = published(issuer, clock, stale_for=0.0, max_age=0.5, min_interval=0.25)
+    await tokens.read(token_of("a"))
+    issuer.fails = True
+    await clock.advance(0.5)
+    with pytest.raises(Unavailable) as caught:
+        await tokens.read(token_of("a"))
+    assert caught.value.retry_after == 1.0, "no less, however short the interval is"
+
+
 async def test_an_empty_set_takes_all_keys_back(clock: FakeClock) -> None:
     issuer = Issuer(jwk("ES256", "a"))
     tokens = published(issuer, clock)
@@ -688,6 +711,12 @@ async def test_each_algorithm_verifies_by_a_published_key(clock: FakeClock, algo
 def test_keys_are_fetched_from_safe_places_only(url: str) -> None:
     with pytest.raises(ConfigurationError, match="https"):
         JWKS(url)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "[::1]"])
+def test_keys_of_this_machine_need_no_tls(host: str) -> None:
+    url = f"http://{host}:1/keys"
+    assert JWKS(url).url == url
 
 
 def test_times_that_make_no_sense_are_errors_of_the_program() -> None:
@@ -758,6 +787,49 @@ async def test_keys_come_over_http() -> None:
     assert asked == [("/keys", "application/json")]
 
 
+async def test_keys_that_come_in_several_parts_are_put_together() -> None:
+    keys = [jwk("ES256", "a"), {"kid": "long", "x5c": ["x" * 40_000]}, jwk("ES256", "b", number=1)]
+    async with fetching(answering(json.dumps({"keys": keys}).encode())) as tokens:
+        assert (await tokens.read(token_of("a"))).user == "ada"
+        assert (await tokens.read(token_of("b", number=1))).user == "ada"
+
+
+async def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def proxy(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        answering(b"", 502)(handler)
+
+    with web(proxy) as url:
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with fetching(answering(json.dumps({"keys": [jwk("ES256", "a")]}).encode())) as tokens:
+            assert (await tokens.read(token_of("a"))).user == "ada"
+    assert asked == []
+
+
+async def test_a_proxy_is_asked_for_what_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    async def proxy(reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> None:
+        asked.append(await reading.readline())
+        writing.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        await writing.drain()
+        writing.close()
+        await writing.wait_closed()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        tokens = reader(JWKS(URL), algorithms=["ES256"])
+        with pytest.raises(Unavailable):
+            await tokens.read(token_of("a"))
+    assert [line.split()[:2] for line in asked] == [[b"CONNECT", b"login.example:443"]]
+
+
 async def test_a_redirect_is_not_followed() -> None:
     with web(answering(json.dumps({"keys": [jwk("ES256", "a")]}).encode())) as elsewhere:
         for status in (301, 302, 303, 307, 308):
@@ -778,6 +850,19 @@ async def test_an_answer_that_is_an_error_or_too_large_or_none_counts_as_a_failu
         async with fetching(answer, max_bytes=4_096) as tokens:
             with pytest.raises(Unavailable):
                 await tokens.read(token_of("a"))
+
+
+async def test_who_never_answers_is_left_and_no_connection_stays() -> None:
+    left = Event()
+
+    def silent(handler: BaseHTTPRequestHandler) -> None:
+        handler.connection.recv(1)  # nothing comes but the end
+        left.set()
+
+    async with fetching(silent, timeout=0.2) as tokens:
+        with pytest.raises(Unavailable):
+            await tokens.read(token_of("a"))
+        await until(left.is_set, what="the connection to be given up")
 
 
 async def test_who_answers_drop_by_drop_is_left_after_a_while() -> None:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw
 
 from starlette_realtime.asgi import close_reason, deny, outcome
-from starlette_realtime.auth.refusals import error_frame
+from starlette_realtime.auth.refusals import error_frame, why
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import CLOSE_CODES, ConfigurationError, Refused, Unavailable
 from starlette_realtime.messages import Identity, Reply
@@ -122,7 +122,7 @@ class FirstFrame:
             await self._refuse(send, Unavailable())
             return None
         except Refused as exc:
-            logger.info("a first frame was refused: %s", exc.code, exc_info=exc.__cause__)
+            logger.info("a first frame was refused: %s", why(exc))
             await self._refuse(send, exc)
             return None
         if frame.id is not None and not await self._say(send, _welcome(frame.id, identity, self._clock.time())):

@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
+import msgspec
 from starlette.authentication import AuthCredentials, BaseUser, UnauthenticatedUser
 from starlette.requests import cookie_parser
 
@@ -33,6 +34,7 @@ from starlette_realtime.patterns import check_user
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.tokens import Secret, SignedTokens
 from starlette_realtime.types import ASGIApp, Receive, Scope, Send
+from starlette_realtime.workers import several
 
 __all__ = ["AuthGuard"]
 
@@ -112,6 +114,7 @@ class AuthGuard:
             secret = next((way.secrets for way in self._ways if isinstance(way, SignedTokens)), None)
         self.secret = secret
         self._entropy = entropy
+        self._told_alone = False
         self._interval = revocation_interval
         self._with_first_frame = first_frame
         self._make_first_frame = partial(
@@ -218,9 +221,12 @@ class AuthGuard:
 
     def _since(self, way: Authenticate, identity: Identity, since: float) -> float:
         """From when on what `way` said counts: what doesn't say when it was issued may be as old as it likes."""
-        return since if ask_live(way) or "iat" in identity.claims else 0.0
+        return since if ask_live(way) or isinstance(identity.claims.get("iat"), int | float) else 0.0
 
     async def _standing(self, identity: Identity, since: float) -> Identity:
+        # Kept with the identity: this process may hear only later of what was revoked before it was shown here.
+        issued = since if identity.issued_at is None else min(since, identity.issued_at)
+        identity = msgspec.structs.replace(identity, issued_at=issued)
         await self._revocations.ready()
         if self.revoked(identity, since):
             raise Unauthenticated(code="revoked")
@@ -261,6 +267,7 @@ class AuthGuard:
         Raises `Unauthenticated` for nobody and for an identity that has expired, `ValueError` for claims that make it
         longer than 4,096 characters, `ConfigurationError` where other processes couldn't read it.
         """
+        self._tell_alone("tickets")
         return self._tickets.issue(identity, scope)
 
     # --- revocation -------------------------------------------------------------------------------------------------
@@ -274,6 +281,7 @@ class AuthGuard:
         for what can't be a user, and `StoreError`: then nothing is revoked.
         """
         check_user(user)
+        self._tell_alone("revocations")
         until = self._clock.time() if issued_before is None else issued_before
         await self._revocations.revoke(user_subject(user), until)
 
@@ -283,7 +291,19 @@ class AuthGuard:
         """
         if not 1 <= len(jti) <= MAX_JTI:
             raise ValueError(f"a token's id has 1 to {MAX_JTI} characters")
+        self._tell_alone("revocations")
         await self._revocations.revoke(token_subject(jti), self._clock.time())
+
+    def _tell_alone(self, what: str) -> None:
+        """Say once that other workers know nothing of it."""
+        if self._told_alone or not isinstance(self._store, MemoryStore) or not several():
+            return
+        self._told_alone = True
+        logger.warning(
+            "this server runs several workers, and %s hold in one of them only: give the AuthGuard a store that they "
+            "share, or run one worker",
+            what,
+        )
 
     def revoked(self, identity: Identity, since: float) -> bool:
         """Whether this process knows that `identity`, authenticated at `since` (Unix seconds), has been revoked."""

@@ -8,7 +8,7 @@ from starlette_realtime.messages import Error
 from starlette_realtime.protocols.native import NativeProtocol
 from starlette_realtime.types import Receive, Scope, Send
 
-__all__ = ["error_frame", "refuse"]
+__all__ = ["challenge", "error_frame", "refuse", "why"]
 
 logger = logging.getLogger("starlette_realtime.auth")
 
@@ -21,6 +21,22 @@ def error_frame(code: str, message: str | None = None, retry_after: float | None
     return frame
 
 
+def why(refusal: Refused) -> str:
+    """What was refused, and why exactly, in a line for the log."""
+    cause = refusal.__cause__
+    return refusal.code if cause is None else f"{refusal.code} ({type(cause).__name__}: {cause})"
+
+
+def challenge(refusal: Refused, *, presented: bool) -> list[tuple[bytes, bytes]]:
+    """The header of a 401 (RFC 6750 section 3); `presented`: it had brought credentials."""
+    text = b"Bearer"
+    if presented:
+        text += b' error="invalid_token"'
+        if refusal.code in ("expired", "revoked"):
+            text += b', error_description="%s"' % ERROR_CODES[refusal.code].encode()
+    return [(b"www-authenticate", text)]
+
+
 async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *, presented: bool) -> None:
     """
     Deny a request or handshake; `presented`: it had brought credentials.
@@ -29,15 +45,8 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *
     the one that came won't do. A client of the native protocol gets its `error` frame before the close.
     """
     status, code = outcome(refusal)
-    logger.info("refused with %d: %s", status, refusal.code, exc_info=refusal.__cause__)
-    headers = []
-    if status == 401:
-        challenge = b"Bearer"
-        if presented:
-            challenge += b' error="invalid_token"'
-            if refusal.code in ("expired", "revoked"):
-                challenge += b', error_description="%s"' % ERROR_CODES[refusal.code].encode()
-        headers.append((b"www-authenticate", challenge))
+    logger.info("refused with %d: %s", status, why(refusal))
+    headers = challenge(refusal, presented=presented) if status == 401 else []
     native = NativeProtocol.subprotocol in scope.get("subprotocols", ())
     frames = [error_frame(refusal.code, refusal.message, refusal.retry_after)] if native else []
     await deny(
@@ -47,6 +56,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *
         status=status,
         code=code,
         reason=refusal.code,
+        message=refusal.message,
         retry_after=refusal.retry_after,
         headers=headers,
         frames=frames,

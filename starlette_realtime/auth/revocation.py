@@ -81,9 +81,9 @@ class Revocations:
         until = self._known.get(user_subject(identity.user)) if identity.user is not None else None
         if until is None:
             return False
-        issued = identity.claims.get("iat")
-        if isinstance(issued, int | float):
-            since = min(since, issued)  # issued later than it was used: clocks that are apart
+        for issued in (identity.issued_at, identity.claims.get("iat")):
+            if isinstance(issued, int | float):
+                since = min(since, issued)  # issued later than it was used: clocks that are apart
         return since < until + DOUBT
 
     async def ready(self) -> None:

@@ -33,8 +33,8 @@ _SAME_ORIGIN: Final = Origins()
 
 class _Ticket(msgspec.Struct, frozen=True):
     """
-    What a ticket holds: an id, who, issued at and expires at in Unix milliseconds, the origin it is for, where it can
-    be used, and what its identity has besides.
+    What a ticket holds: an id, who, since when that is known and when it expires in Unix milliseconds, the origin it is
+    for, where it can be used, and what its identity has besides.
     """
 
     tid: str
@@ -99,7 +99,7 @@ class Tickets:
         ticket = _Ticket(
             tid=self._entropy(16).hex(),
             sub=identity.user,
-            iat=int(now * 1000),
+            iat=int(min(now, identity.issued_at if identity.issued_at is not None else now) * 1000),
             exp=round(expires * 1000),
             home=self._home(),
             origin=origins[0].decode("latin-1") if origins else None,
@@ -113,7 +113,8 @@ class Tickets:
 
     async def use(self, texts: Sequence[str], other: Identity | None, scope: Scope) -> tuple[Identity, float]:
         """
-        Whom the one ticket of a handshake stands for, and when it was issued, in Unix seconds; it is used then.
+        Whom the one ticket of a handshake stands for, and since when that is known, in Unix seconds: no later than when
+        it was issued. It is used then.
 
         `other` is whom the handshake's other credentials name. Raises `Unauthenticated`, or `Unavailable` when the
         store can't tell whether it has been used.

@@ -116,6 +116,8 @@ class IdentifiedUser(BaseUser):
 
 def check_ways(authenticate: Authenticate | Sequence[Authenticate]) -> tuple[Authenticate, ...]:
     """The ways to ask, in turn; raises `ConfigurationError` for what is none."""
+    if isinstance(authenticate, str | bytes):
+        raise ConfigurationError("a secret can't authenticate: authenticate=SignedTokens(secret)")
     ways = tuple(authenticate) if isinstance(authenticate, Sequence) else (authenticate,)
     for way in ways:
         if isinstance(way, type):

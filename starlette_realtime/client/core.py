@@ -300,6 +300,10 @@ class Core:
             elif isinstance(error, Refused) and error.code in RETRIED:
                 wait = self.dialer.pause(error, tries)
                 self.dialer.later(wait, lambda: self._join(stay, tries + 1, again=again))
+            elif again and stay.mirrored:
+                # It goes on, so that its end would tell nobody: what was passed over is lost.
+                stay.catching_up = False
+                stay.caught_up()
             else:
                 self._end(stay, "refused", error)
 

@@ -2,9 +2,7 @@
 
 import inspect
 import logging
-import os
 import random
-import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -24,7 +22,7 @@ from starlette_realtime.presence.visits import Visits
 from starlette_realtime.presence.watching import ALL, Watch, Watching
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.types import ASGIApp, Message, Receive, Scope, Send
-from starlette_realtime.workers import count_workers, is_alone
+from starlette_realtime.workers import several
 
 __all__ = ["PresenceTracker"]
 
@@ -251,7 +249,7 @@ class PresenceTracker:
         self.store.on_presence(self._changed)  # it was forgotten where the store has been left meanwhile
         if not self._checked:
             self._checked = True
-            if isinstance(self.store, MemoryStore) and (count_workers(sys.argv, os.environ) > 1 or not is_alone()):
+            if isinstance(self.store, MemoryStore) and several():
                 logger.warning(
                     "this server runs several workers, and each knows its own connections only: give the "
                     "PresenceTracker a store that they share, or run one worker"

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 from starlette_realtime.asgi import close_reason
@@ -60,12 +61,15 @@ class LimitedSocket:
                 if message is None or message["type"] != "websocket.receive":
                     return message or self._disconnect()
                 self._held = message
-            retry_after = await self._count(self._held)
+            message = self._held
+            retry_after = await self._count(message)
+            if self._has_ended():  # from outside, while the store was asked
+                return self._disconnect()
             if retry_after == 0.0:
-                message, self._held = self._held, None
+                self._held = None
                 return message
             if self._over == "wait" and retry_after is not None:
-                await self._clock.sleep(retry_after)
+                await self._rest(retry_after)
                 continue
             code = "too_expensive" if retry_after is None else "rate_limited"
             logger.info("a WebSocket went over its limit of frames and is closed: %s", code)
@@ -109,6 +113,9 @@ class LimitedSocket:
         if self._reading is not None:
             self._reading.cancel()
 
+    def _has_ended(self) -> bool:
+        return self._ended is not None
+
     def _disconnect(self) -> Message:
         assert self._ended is not None
         return self._ended
@@ -124,6 +131,15 @@ class LimitedSocket:
             return None
         message, self._reading = self._reading.result(), None
         return message
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait so long, or until the end comes from outside."""
+        if self._outside is None:
+            await self._clock.sleep(seconds)
+            return
+        with suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                await asyncio.shield(self._outside)
 
     async def _count(self, message: Message) -> float | None:
         """0.0 where the frame may pass; else in how many seconds it may, None for never."""

@@ -220,17 +220,21 @@ def _charged(charges: list[tuple[_Count, TokenBucket, float]]) -> Decision:
     for count, bucket, cost in charges:
         decision = bucket.decide(cost, count.policy)
         if count.quota is not None:
-            remaining = min(decision.remaining, int(count.most))
+            # Such a bucket may be larger than the quota, so as to let two windows through.
+            remaining = max(0, decision.remaining - int(count.burst - count.most))
             decision = Decision(True, 0.0, remaining, int(count.most), decision.reset, count.policy)
         tightest = _longer(tightest, decision)
     return tightest
 
 
 def _longer(one: Decision, other: Decision) -> Decision:
-    """Which of two says more: a refusal, the longer one; else where a smaller part remains."""
+    """Which of two says more: a refusal, the longer one; else where a smaller part remains, `other` if in doubt."""
     if one.allowed != other.allowed:
         return other if one.allowed else one
     if not one.allowed:
-        never = one.retry_after is None or (other.retry_after is not None and one.retry_after >= other.retry_after)
-        return one if never else other
-    return one if one.remaining * other.limit <= other.remaining * one.limit else other
+        return one if _wait(one) >= _wait(other) else other
+    return one if one.remaining * other.limit < other.remaining * one.limit else other
+
+
+def _wait(refusal: Decision) -> float:
+    return inf if refusal.retry_after is None else refusal.retry_after

@@ -22,6 +22,7 @@ from starlette_realtime.ratelimit.rate import Decision
 from starlette_realtime.ratelimit.shared import SharedQuotas
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.types import ASGIApp, Message, Receive, Scope, Send
+from starlette_realtime.workers import several
 
 __all__ = ["RateLimiter"]
 
@@ -123,6 +124,11 @@ class RateLimiter:
     def quotas(self) -> SharedQuotas:
         """What is counted in the store."""
         if self._quotas is None:
+            if isinstance(self.store, MemoryStore) and several():
+                logger.warning(
+                    "this server runs several workers, and each counts shared limits and connections alone: give the "
+                    "RateLimiter a store that they share, or run one worker"
+                )
             self._quotas = SharedQuotas(self.store, self._clock)
         return self._quotas
 
@@ -239,8 +245,9 @@ class RateLimiter:
         connection = secrets.token_hex(16)
         own = self._slot(handshake) if self._slot is not None else None
         slot = connection if own is None else _slot_of(user, own)
+        keys = self._cap_keys(user, scope)  # now: a middleware inside may put another address into the scope
         try:
-            await self.admit(slot, user=user, scope=scope)
+            await self._capping.admit(slot, keys)
         except RateLimited as refusal:
             await _deny(scope, receive, send, refusal)
             return
@@ -264,7 +271,7 @@ class RateLimiter:
             if self._sockets.get(slot) is socket:
                 del self._sockets[slot]
             with anyio.CancelScope(shield=True):
-                await self.release(slot, user=user, scope=scope)
+                await self._capping.release(slot, keys)
                 if ending is not None:
                     await ending
 

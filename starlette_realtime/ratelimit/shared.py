@@ -98,7 +98,6 @@ class SharedQuotas:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._storage: limits.aio.storage.Storage | None = None
         self._strategies: dict[Strategy, limits.aio.strategies.RateLimiter] = {}
         self._nodes = 1
         self._counted = float("-inf")
@@ -124,8 +123,7 @@ class SharedQuotas:
         """
         if self.asking:
             try:
-                storage = self._storage_now()
-                if isinstance(storage, MemoryQuotas):  # it doesn't wait for anything
+                if isinstance(self._store.limits, MemoryQuotas):  # it doesn't wait for anything
                     decisions = await self._ask(asks, exact)
                 else:
                     async with self._clock.timeout(ANSWER):
@@ -171,13 +169,6 @@ class SharedQuotas:
 
     # --- in the store -----------------------------------------------------------------------------------------------
 
-    def _storage_now(self) -> limits.aio.storage.Storage:
-        storage = self._store.limits
-        if storage is not self._storage:
-            self._storage = storage
-            self._strategies.clear()
-        return storage
-
     def _strategy(self, name: Strategy) -> limits.aio.strategies.RateLimiter:
         strategy = self._strategies.get(name)
         if strategy is None:
@@ -217,7 +208,9 @@ class SharedQuotas:
             return Decision(allowed, wait, max(0, amount - used), amount, reset)
         stats = await self._strategy(quota.strategy).get_window_stats(quota.item, *quota.key(ask.who))
         reset = min(max(0.0, stats.reset_time - self._clock.time()), quota.rate.seconds)
-        return Decision(allowed, 0.0 if allowed else reset + EDGE, max(0, stats.remaining), amount, reset)
+        # Where there is room already, what refused has ended this very moment.
+        wait = EDGE if stats.remaining >= ask.whole else reset + EDGE
+        return Decision(allowed, 0.0 if allowed else wait, max(0, stats.remaining), amount, reset)
 
     # --- here -------------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class Admission:
             self._continue_session(connection)
             connection.since = dict(command.since)
         self._watch_expiry(connection, identity)
-        left = None if identity.expires_at is None else max(0.0, identity.expires_at - self._clock.time())
+        left = None if identity.expires_at is None else max(0.0, round(identity.expires_at - self._clock.time(), 3))
         connection.renewed = self._clock.now()
         answer(Authenticated(identity.user, left, self._sessions.issue(connection.session, identity.user)))
         if first:

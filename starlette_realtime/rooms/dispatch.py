@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from starlette_realtime.asgi import milliseconds
 from starlette_realtime.auth import AuthGuard
+from starlette_realtime.auth.refusals import why
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
 from starlette_realtime.counters import Counters
@@ -272,7 +274,9 @@ class Rooms:
         if isinstance(command, Send):
             return await self._event(connection, command)
         if isinstance(command, Join):
-            room, params = self.publishing.find(command.room)
+            # Where the server has joined it, in its user's own room, say, it may go back to where it was.
+            known: Membership | None = connection.rooms.get(command.room)
+            room, params = self.publishing.find(command.room) if known is None else (known.room, known.params)
             await self.joining.join(
                 connection,
                 room,
@@ -335,7 +339,7 @@ class Rooms:
             await self.admission.auth(connection, command, answer)
         except BaseException as exc:
             if isinstance(exc, Refused):
-                logger.info("auth was refused: %s", exc.code, exc_info=exc.__cause__)
+                logger.info("auth was refused: %s", why(exc))
             self._failed(connection, command, exc)
             if connection.identity is None:
                 self.admission.refuse(connection, exc if isinstance(exc, Refused) else Unavailable())
@@ -367,7 +371,8 @@ class Rooms:
 
     def _fail(self, connection: Connection, command: Command, refusal: Refused) -> None:
         self._counters.refused[refusal.code] += 1
-        code, message, retry_after, fields = refusal.code, refusal.message, refusal.retry_after, refusal.fields
+        code, message, fields = refusal.code, refusal.message, refusal.fields
+        retry_after = None if refusal.retry_after is None else milliseconds(refusal.retry_after)
         event: ServerEvent
         if command.id is not None:
             event = Reply(command.id, error=Failure(code, message, retry_after, fields))

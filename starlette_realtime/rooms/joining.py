@@ -147,6 +147,7 @@ class Joining:
         """Ask whether the connection may be in the room; raises `Refused`."""
         room, connection = membership.room, membership.connection
         if connection.user is None and not room.public:
+            logger.info("an anonymous peer asked for %s: Room(public=True) would let it in", room.template)
             raise Unauthenticated("this room is for signed-in users")
         if room.authorizer is None:
             return

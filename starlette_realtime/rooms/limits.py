@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from starlette_realtime.asgi import milliseconds
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConfigurationError, RateLimited, Refused
@@ -122,4 +123,4 @@ class CommandLimits:
 
 def _pause(decision: Decision) -> float:
     """How long a client should wait that would pace itself: what one more takes to come, where nothing is left."""
-    return 0.0 if decision.remaining else decision.reset / max(1, decision.limit)
+    return 0.0 if decision.remaining else milliseconds(decision.reset / max(1, decision.limit))

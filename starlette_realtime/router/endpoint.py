@@ -2,9 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
-from starlette_realtime.asgi import deny, header_values, outcome
+from starlette.requests import HTTPConnection
+
+from starlette_realtime.asgi import deny, header_values, milliseconds, outcome, scope_user
 from starlette_realtime.auth import AuthGuard
+from starlette_realtime.auth.refusals import challenge, why
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
 from starlette_realtime.counters import Counters
@@ -127,10 +131,6 @@ class Endpoint:
             code = 1012 if self.draining else 1013
             await self._refuse(scope, receive, send, status=503, code=code, retry_after=5.0)
             return
-        pace = await self._limiter.handshakes.take(Subject(scope), {})
-        if not pace.allowed:
-            await self._refuse(scope, receive, send, status=429, code=4429, retry_after=pace.retry_after)
-            return
         # A handshake counts while it is under way, and may not outlive the kit's stop.
         self._handshakes += 1
         connection: Connection | None = None
@@ -163,7 +163,15 @@ class Endpoint:
         )
 
     async def _handshake(self, scope: Scope, receive: Receive, send: Send) -> Connection | None:
-        """Authenticate a handshake; None where it was refused, and the peer told."""
+        """Count and authenticate a handshake; None where it was refused, and the peer told."""
+        subject = Subject(scope, scope_user(scope))
+        pace = await self._limiter.handshakes.take(subject, {}, HTTPConnection(scope))
+        if not pace.allowed:
+            refusal = pace.refusal()
+            await self._refuse(
+                scope, receive, send, status=429, code=4429, reason=refusal.code, retry_after=refusal.retry_after
+            )
+            return None
         since = self._clock.time()
         try:
             async with self._clock.timeout(self._options.auth_timeout):
@@ -174,9 +182,17 @@ class Endpoint:
             return None
         except Refused as exc:
             status, code = outcome(exc)
-            logger.info("a handshake was refused: %s", exc.code, exc_info=exc.__cause__)
+            logger.info("a handshake was refused: %s", why(exc))
             await self._refuse(
-                scope, receive, send, status=status, code=code, reason=exc.code, retry_after=exc.retry_after
+                scope,
+                receive,
+                send,
+                status=status,
+                code=code,
+                reason=exc.code,
+                message=exc.message,
+                retry_after=exc.retry_after,
+                headers=challenge(exc, presented=True) if status == 401 else [],
             )
             return None
         if self.draining:
@@ -204,12 +220,26 @@ class Endpoint:
         status: int,
         code: int,
         reason: str = "",
+        message: str = "",
         retry_after: float | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """Deny, with the `error` frame that goes before every close for who can't read the status."""
         row = CLOSE_CODES[code]
         name = reason or row.name
         self._counters.refused[name] += 1
-        error = NativeProtocol.encode(Error(name, ERROR_CODES.get(name, row.meaning), retry_after))
+        message = message or ERROR_CODES.get(name, row.meaning)
+        error = NativeProtocol.encode(Error(name, message, None if retry_after is None else milliseconds(retry_after)))
         frames = [frame for frame in error if isinstance(frame, str)]
-        await deny(scope, receive, send, status=status, code=code, reason=name, retry_after=retry_after, frames=frames)
+        await deny(
+            scope,
+            receive,
+            send,
+            status=status,
+            code=code,
+            reason=name,
+            message=message,
+            retry_after=retry_after,
+            headers=headers,
+            frames=frames,
+        )

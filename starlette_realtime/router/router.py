@@ -329,6 +329,7 @@ class RoomRouter:
                 connection.close(1012, retry_after=after)
             await self._endpoint.drained(self._grace)
             await self._rooms.close(self._grace)
+            await self.limiter.aclose()
             self._rooms.publishing.started = False
             self.guard.off_revocation(self._rooms.revoked)
             self.store.off_presence(self._rooms.presence_changed)

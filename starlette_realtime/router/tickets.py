@@ -3,9 +3,11 @@
 import logging
 
 import msgspec
+from starlette.requests import HTTPConnection
 
-from starlette_realtime.asgi import deny, header_values, outcome
+from starlette_realtime.asgi import deny, header_values, outcome, scope_user
 from starlette_realtime.auth import AuthGuard
+from starlette_realtime.auth.refusals import challenge, why
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import Refused, Unauthenticated, Unavailable
 from starlette_realtime.ratelimit import RateLimiter, Subject
@@ -14,6 +16,9 @@ from starlette_realtime.types import Receive, Scope, Send
 __all__ = ["Tickets"]
 
 logger = logging.getLogger("starlette_realtime.router")
+
+
+ABSENT = "sign in first"
 
 
 class Tickets:
@@ -47,7 +52,16 @@ class Tickets:
             return
         kinds = header_values(scope, b"content-type")
         if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != b"application/json":
-            await deny(scope, receive, send, status=415, code=4400, reason="bad_frame", headers=headers)
+            await deny(
+                scope,
+                receive,
+                send,
+                status=415,
+                code=4400,
+                reason="bad_frame",
+                message="send Content-Type: application/json",
+                headers=headers,
+            )
             return
         try:
             ticket, lasts = await self._issue(scope)
@@ -57,7 +71,7 @@ class Tickets:
             return
         except Refused as exc:
             status, code = outcome(exc)
-            logger.info("a ticket was refused: %s", exc.code, exc_info=exc.__cause__)
+            logger.info("a ticket was refused: %s", why(exc))
             await deny(
                 scope,
                 receive,
@@ -65,8 +79,9 @@ class Tickets:
                 status=status,
                 code=code,
                 reason=exc.code,
+                message=exc.message,
                 retry_after=exc.retry_after,
-                headers=headers,
+                headers=headers + (challenge(exc, presented=exc.message != ABSENT) if status == 401 else []),
             )
             return
         body = msgspec.json.encode({"ticket": ticket, "expires_in": lasts})
@@ -80,7 +95,8 @@ class Tickets:
         await send({"type": "http.response.body", "body": body})
 
     async def _issue(self, scope: Scope) -> tuple[str, float]:
-        pace = await self._limiter.handshakes.take(Subject(scope), {})
+        subject = Subject(scope, scope_user(scope))
+        pace = await self._limiter.handshakes.take(subject, {}, HTTPConnection(scope))
         if not pace.allowed:
             raise pace.refusal()
         try:
@@ -89,10 +105,10 @@ class Tickets:
         except TimeoutError:
             raise Unavailable(retry_after=5.0) from None
         if identity is None or identity.user is None:
-            raise Unauthenticated("sign in first")
+            raise Unauthenticated(ABSENT)
         lasts = self._guard.ticket_age
         if identity.expires_at is not None:
-            lasts = min(lasts, max(0.0, identity.expires_at - self._clock.time()))
+            lasts = min(lasts, max(0.0, round(identity.expires_at - self._clock.time(), 3)))
         return self._guard.issue_ticket(identity, scope), lasts
 
     async def _preflight(self, headers: list[tuple[bytes, bytes]], send: Send) -> None:

@@ -368,6 +368,22 @@ async def test_who_never_connects_is_not_waited_for(clock: FakeClock, tokens: Si
     assert calls == []
 
 
+async def test_who_goes_without_a_frame_is_told_nothing(clock: FakeClock, tokens: SignedTokens) -> None:
+    guard = AuthGuard(echo_app, authenticate=tokens, first_frame=True, clock=clock)
+    coming: list[dict[str, Any]] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1001}]
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return coming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await guard(Peer(guard).scope, receive, send)
+    assert sent == ["websocket.accept"]
+    assert calls == []
+
+
 async def test_who_does_not_read_is_given_up(clock: FakeClock, tokens: SignedTokens) -> None:
     guard = AuthGuard(echo_app, authenticate=tokens, first_frame=True, clock=clock)
     before = Peer(guard)
@@ -406,6 +422,15 @@ async def test_so_many_and_no_more_are_waited_for(
     for peer in peers:
         await peer.disconnect()
     assert "turned away" in caplog.text
+
+
+async def test_one_at_a_time_is_a_bound_too(clock: FakeClock, tokens: SignedTokens) -> None:
+    app = guarded(clock, tokens, max_waiting=1)
+    async with Peer(app):
+        with pytest.raises(Rejected):
+            await Peer(app).connect()
+    async with Peer(app):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ from starlette_realtime import (
     ConfigurationError,
     Forbidden,
     Identity,
+    Refused,
     ScopeUser,
     SignedTokens,
     StarletteSession,
     Unauthenticated,
+    Unavailable,
 )
 from starlette_realtime.clock import Clock
 from starlette_realtime.store import MemoryStore
@@ -100,15 +102,17 @@ async def test_the_guard_passes_the_lifespan_on(tokens: SignedTokens) -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         kinds.append(scope["type"])
+        kinds.append((await receive())["type"])
+        await send({"type": "lifespan.startup.complete"})
 
     async def receive() -> Message:
         return {"type": "lifespan.startup"}
 
     async def send(message: Message) -> None:
-        raise AssertionError("nothing is said")
+        kinds.append(message["type"])
 
     await AuthGuard(app, authenticate=tokens)({"type": "lifespan"}, receive, send)
-    assert kinds == ["lifespan"]
+    assert kinds == ["lifespan", "lifespan.startup", "lifespan.startup.complete"]
     with pytest.raises(ConfigurationError, match="wraps no application"):
         await AuthGuard(authenticate=tokens)({"type": "lifespan"}, receive, send)
 
@@ -120,6 +124,38 @@ async def test_the_guard_passes_the_lifespan_on(tokens: SignedTokens) -> None:
 def test_a_guard_that_lets_nobody_in_is_an_error_of_the_program(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         AuthGuard(**options)
+
+
+def test_any_origin_and_what_browsers_send_unasked_do_not_go_together(tokens: SignedTokens) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"authenticate": tokens, "cookie": "tok"},
+        {"authenticate": StarletteSession()},
+        {"authenticate": [tokens, StarletteSession()]},
+        {"authenticate": [tokens, StarletteSession()], "cookie": "tok"},
+    ]
+    for options in wrong:
+        with pytest.raises(ConfigurationError, match="any page act for whoever is signed in"):
+            AuthGuard(origins="*", **options)
+        AuthGuard(origins=["https://friend.example"], **options)
+    AuthGuard(origins="*", authenticate=tokens)
+
+
+async def test_a_request_is_served_to_its_end_though_its_credentials_expire_meanwhile(
+    clock: FakeClock, tokens: SignedTokens
+) -> None:
+    async def slowly(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (b"one ", b"two"):
+            await clock.sleep(1.0)
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    guard = AuthGuard(slowly, authenticate=tokens, clock=clock)
+    asking = asyncio.create_task(request(guard, headers=bearer(tokens.issue("ada", expires_in=1.5))))
+    for _ in range(4):
+        await clock.advance(1.0)
+    assert (await asking).text == "one two"
+    assert clock.timers == 0
 
 
 # --- who brings nothing, or nothing valid -----------------------------------------------------------------------------
@@ -148,6 +184,10 @@ async def test_invalid_tokens_are_refused_and_expired_ones_are_called_so(
         assert await refusal(app, headers=old) == (401, "expired")
         assert await refusal(app, headers=bearer("nonsense")) == (401, "unauthenticated")
         assert await refusal(app, headers=bearer("")) == (401, "unauthenticated")
+        good = tokens.issue("ada")
+        for text in (f"{good} x", f"x {good}", f"{good} {good}"):
+            assert await refusal(app, headers=bearer(text)) == (401, "unauthenticated")
+        assert await user_of(app, headers=bearer(f"  {good} ")) == "ada"
         twice = [*bearer(tokens.issue("ada")), *bearer(tokens.issue("ada"))]
         assert await refusal(app, headers=twice) == (401, "unauthenticated")
         async with Peer(app, origin=HOME, headers=old) as page:
@@ -275,7 +315,7 @@ async def test_a_session_ends_when_it_says_so(clock: FakeClock) -> None:
         await peer.receive_json()
         await clock.advance(10.0)
         assert (await peer.wait_closed()).code == 4401
-    assert (await request(app, headers=headers)).status_code == 401
+    assert await refusal(app, headers=headers) == (401, "expired")
     async with Peer(app, origin=HOME, headers=headers) as peer:
         assert (await peer.wait_closed()).code == 4401
         assert peer.waiting() == [], "the application was not asked"
@@ -486,6 +526,43 @@ async def test_ways_are_asked_in_turn_and_an_expired_token_is_called_so(clock: F
         assert await refusal(app, headers=old) == (401, "expired")
 
 
+async def test_a_way_that_knows_nothing_good_of_a_token_keeps_none_behind_it_from_it(
+    clock: FakeClock, tokens: SignedTokens
+) -> None:
+    others = SignedTokens("quite another secret, of 16 bytes", clock=clock)
+
+    def away(token: str) -> str:
+        raise Unavailable
+
+    def over(token: str) -> Identity:
+        return Identity("somebody", expires_at=clock.time())
+
+    def late(token: str) -> str:
+        raise Unauthenticated(code="expired")
+
+    before: list[list[Any]] = [[others], [lambda token: None], [away], [over], [late], [away, others], [late, others]]
+    for ways in before:
+        guard = AuthGuard(authenticate=[*ways, tokens], clock=clock)
+        scope = {"type": "http", "method": "GET", "headers": []}
+        assert (await guard.authenticate(tokens.issue("ada"), scope)).user == "ada"
+    told: list[tuple[list[Any], str]] = [
+        ([late, others], "expired"),
+        ([others, late], "expired"),
+        ([over, others], "expired"),
+        ([others, tokens], "unauthenticated"),
+        ([away, late], "unavailable"),
+        ([away, others], "unavailable"),
+        ([others, away], "unavailable"),
+    ]
+    for ways, code in told:
+        with pytest.raises(Refused) as caught:
+            await AuthGuard(authenticate=ways, clock=clock).authenticate("nonsense", scope)
+        assert caught.value.code == code
+    with pytest.raises(Unauthenticated) as refused:
+        await AuthGuard(authenticate=tokens, clock=clock).authenticate("nonsense", scope)
+    assert isinstance(refused.value.__cause__, ValueError), "why is there for the log"
+
+
 async def test_an_identity_that_has_expired_is_refused(clock: FakeClock) -> None:
     app = application(authenticate=lambda token: Identity(token, expires_at=clock.time()), clock=clock)
     assert await refusal(app, headers=bearer("ada")) == (401, "expired")
@@ -592,11 +669,43 @@ async def test_a_guard_takes_store_and_clock_of_what_it_serves_unless_it_has_its
         await guard.revoke_user("ada")
         await guard.revoke_user("bob")
     assert list(await store.revocations()) == list(await own.revocations()) == ["u:ada", "u:bob"]
-    timed = AuthGuard(authenticate=tokens, clock=clock)
-    timed.bind(MemoryStore(), Clock())
+    timed, stored = AuthGuard(authenticate=tokens, clock=clock), AuthGuard(authenticate=tokens, store=own)
+    given = MemoryStore()
+    for guard in (timed, stored):
+        guard.bind(given, Clock())
+    await timed.revoke_user("eve", issued_before=1.0)
+    await stored.revoke_user("zoe", issued_before=1.0)
+    assert (list(await given.revocations()), list(await own.revocations())) == (["u:eve"], ["u:ada", "u:bob", "u:zoe"])
     app = Starlette(routes=[WebSocketRoute("/ws", greet)])
     async with Peer(shares.wrap(app)) as waiting, Peer(timed.wrap(app), headers=bearer(tokens.issue("ada"))) as peer:
         await clock.advance(5.0)
         assert (await waiting.wait_closed()).code == 4404
         await clock.advance(595.0)
         assert (await peer.wait_closed()).code == 4401
+
+
+async def test_to_share_what_is_shared_already_changes_nothing(clock: FakeClock) -> None:
+    store = MemoryStore(clock=clock)
+    guard = AuthGuard(whoami_app, authenticate=lambda token: token)
+    guard.bind(store, clock)
+    ticket = guard.issue_ticket(Identity("ada"), {"type": "http", "method": "POST", "headers": []})
+    heard: list[object] = []
+    guard.on_revocation(heard.append)
+    guard.bind(store, clock)
+    assert await user_of(guard, path=f"/?ticket={ticket}") == "ada"
+    await guard.revoke_user("bob")
+    assert heard == [{"u:bob": clock.time()}]
+
+
+async def whoami_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Who is asking, without routes."""
+    await Route("/", whoami).handle(scope, receive, send)
+
+
+async def test_a_guards_own_store_lives_by_the_guards_clock(clock: FakeClock, tokens: SignedTokens) -> None:
+    guard = AuthGuard(authenticate=tokens, revocation_interval=10**6, clock=clock)
+    async with guard:
+        await guard.revoke_user("ada")
+        assert guard.gauges()["revocations_known"] == 1
+        await clock.advance(10**7)
+        assert guard.gauges()["revocations_known"] == 0

@@ -104,7 +104,8 @@ async def test_users_and_token_ids_are_never_mistaken_for_each_other(tokens: Sig
     assert not guard.revoked(identity, 0.0)
     await guard.revoke_user("t:x")
     assert guard.revoked(identity, 0.0)
-    assert not guard.revoked(Identity(None), 0.0)
+    await guard.revoke_user("None")
+    assert not guard.revoked(Identity(None), 0.0), "nobody is not called so"
 
 
 async def test_whoever_was_let_in_up_to_the_moment_is_revoked(clock: FakeClock, guard: AuthGuard) -> None:
@@ -208,6 +209,22 @@ async def test_what_is_asked_live_counts_from_now_and_what_only_repeats_doesnt(c
     assert await user_of(repeats, headers=bearer("bob")) == "bob"
 
 
+@pytest.mark.parametrize("issued", [None, "yesterday", "1800000000", [0]])
+async def test_who_says_no_time_of_issue_that_counts_has_said_none(clock: FakeClock, issued: object) -> None:
+    class Badly:
+        """A reader that leaves the claim as it came."""
+
+        def read(self, token: str) -> Identity:
+            return Identity(token, {"iat": issued})
+
+    guard = AuthGuard(authenticate=Badly(), clock=clock)
+    assert await code_of(guard, "ada") == ""
+    await guard.revoke_user("ada")
+    await clock.advance(1.0)
+    assert await code_of(guard, "ada") == "revoked"
+    assert await code_of(guard, "bob") == ""
+
+
 @pytest.mark.parametrize("user", ["", "a\nb", "x" * 129])
 async def test_what_cannot_be_a_user_or_a_token_is_not_revoked(guard: AuthGuard, user: str) -> None:
     with pytest.raises(ValueError, match="cannot be a user"):
@@ -261,6 +278,25 @@ async def test_all_websockets_of_a_user_end(clock: FakeClock, tokens: SignedToke
     assert {(await peer.wait_closed()).code for peer in peers} == {4450}
     for peer in peers:
         await peer.ended()
+
+
+async def test_who_goes_takes_no_revocation_from_who_stays(
+    clock: FakeClock, tokens: SignedTokens, guard: AuthGuard
+) -> None:
+    token = tokens.issue("ada")
+    peers = [Peer(guard.wrap(Listening()), headers=bearer(each)) for each in (token, token, tokens.issue("ada"))]
+    for peer in peers:
+        await peer.connect()
+    await peers[0].disconnect()
+    assert guard.gauges()["revocations_watched"] == 3, "the user and both tokens"
+    await guard.revoke_token(str(tokens.read(token).claims["jti"]))
+    assert (await peers[1].wait_closed()).code == 4450
+    await peers[1].ended()
+    assert peers[2].closed is None
+    await guard.revoke_user("ada")
+    assert (await peers[2].wait_closed()).code == 4450
+    await peers[2].ended()
+    assert guard.gauges()["revocations_watched"] == 0
 
 
 async def test_a_revocation_during_the_handshake_is_not_missed(clock: FakeClock) -> None:
@@ -509,13 +545,14 @@ async def test_known_revocations_hold_and_after_a_minute_nobody_new_is_let_in(
 
 
 async def test_who_never_knew_what_is_revoked_lets_nobody_in(
-    clock: FakeClock, tokens: SignedTokens, store: MemoryStore
+    clock: FakeClock, tokens: SignedTokens, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard = AuthGuard(application(authenticate=tokens), authenticate=tokens, store=store, clock=clock)
     token = tokens.issue("ada")
     store.faults.stall()
     response = await stalled(store, clock, request(guard, headers=bearer(token)))
     assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+    assert caplog.text.count("revocations can't be read") == 1
     at = clock.now()
     with pytest.raises(Unavailable):
         await guard.authenticate(token, SCOPE)

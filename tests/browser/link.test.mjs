@@ -77,6 +77,40 @@ test("a token callback that fails or hangs is told, and tried again", async () =
   assert.equal(world.sockets.length, 1);
 });
 
+test("what the token function returns by mistake is not sent, and the error says what it is", async () => {
+  const answers = [new Response("t"), Promise.resolve(new Response("t")), 7, () => "t", true, undefined, "t"];
+  const world = start({ token: () => answers.shift() });
+  for (let n = 0; n < 5; n++) {
+    await settled();
+    assert.deepEqual([world.client.state, world.sockets.length], ["waiting", 0]);
+    await world.clock.advance(world.client.retryIn);
+  }
+  const object = "the token function returned an object, not a string: await response.text()?";
+  const other = (kind) => `the token function returned a ${kind}, not a string`;
+  assert.deepEqual(
+    world.errors.map(({ message }) => message),
+    [object, object, ...["number", "function", "boolean"].map(other)],
+  );
+  for (const { name, code } of world.errors) assert.deepEqual([name, code], ["RealtimeError", "token_failed"]);
+  await settled();
+  world.socket.accept();
+  assert.ok(!("token" in world.socket.only("auth")), "undefined is none");
+  await world.relink();
+  assert.equal(world.socket.only("auth").token, "t");
+});
+
+test("a token that is none fails a refresh, and the link goes on", async () => {
+  const answers = ["t", {}];
+  const world = start({ token: () => answers.shift() });
+  await settled();
+  world.socket.accept();
+  const refresh = outcome(world.client.refresh());
+  await settled();
+  assert.equal(refresh.code, "token_failed");
+  assert.equal(world.socket.all("auth").length, 1);
+  assert.equal(world.client.state, "online");
+});
+
 test("the session of the last reply goes with the next auth", async () => {
   const world = start();
   world.socket.accept({ session: "first" });
@@ -106,6 +140,29 @@ test("a link that is silent for the heartbeat and 15 s is given up at once", asy
   assert.ok(first.closed);
   assert.deepEqual(world.states.at(-1).reason, "silent");
   assert.equal(world.clock.timers, 1, "nothing but the next try");
+});
+
+test("where the server sends no pings, silence does not end the link", async () => {
+  for (const heartbeat of [0, undefined]) {
+    const world = start();
+    world.socket.open();
+    world.socket.say({ type: "welcome", connection: "c", heartbeat, limits: {}, server: "test" });
+    await world.clock.advance(14_999);
+    world.socket.reply(world.socket.only("auth"), { user: "ann", expires_in: 600, session: "s" });
+    await world.clock.advance(86_400_000);
+    assert.equal(world.client.state, "online");
+    assert.equal(world.clock.timers, 0, "nobody watches for what can't be seen");
+  }
+});
+
+test("where the server sends no pings, an auth without an answer is given up after 15 s all the same", async () => {
+  const world = start();
+  world.socket.open();
+  world.socket.welcome({ heartbeat: 0 });
+  await world.clock.advance(14_999);
+  assert.equal(world.client.state, "connecting");
+  await world.clock.advance(1);
+  assert.equal(world.states.at(-1).reason, "silent");
 });
 
 test("what a given-up socket still says is not heard", async () => {

@@ -403,6 +403,107 @@ test("what the server would close for, or could not name, is refused before it i
   assert.equal(client.state, "online");
 });
 
+const circle = () => {
+  const around = { text: "round" };
+  return Object.assign(around, { around });
+};
+const UNSAYABLE = {
+  "a BigInt": [() => ({ n: 1n }), /BigInt: send a string/],
+  "a circle": [circle, /circular/],
+  "an object whose toJSON throws": [() => ({ toJSON: () => assert.fail("not today") }), /not today/],
+};
+
+for (const [what, [make, message]] of Object.entries(UNSAYABLE)) {
+  test(`${what} is an invalid payload, and nothing else in the queue suffers`, async () => {
+    const world = joined();
+    const { client, room } = world;
+    const sent = [room.send("message", 1), client.send("message", 2)].map(outcome);
+    const bad = [
+      ...[room.send("message", make()), client.send("message", make())],
+      ...[room.history({ before: make() }), room.setStatus("away", make()), client.setStatus("away", make())],
+    ].map(outcome);
+    sent.push(outcome(room.send("message", 3)));
+    for (const one of [client, room]) {
+      assert.throws(() => one.sendVolatile("x", make()), { name: "RealtimeError", code: "invalid_payload", message });
+    }
+    await settled();
+    for (const { error } of bad) {
+      assert.deepEqual([error.name, error.code], ["RealtimeError", "invalid_payload"]);
+      assert.match(error.message, message);
+    }
+    for (const n of [0, 1, 2]) world.socket.reply(world.socket.all("event")[n], n);
+    await settled();
+    assert.deepEqual(sent.map(({ value }) => value), [0, 1, 2]);
+    assert.deepEqual(world.socket.all("event").map(({ data }) => data), [1, 2, 3]);
+    assert.deepEqual([world.errors, client.state], [[], "online"]);
+  });
+
+  test(`${what} as meta refuses the room that it is for, and no other`, async () => {
+    const world = joined();
+    const bad = world.client.join("bad", { meta: make() });
+    const ready = outcome(bad.ready);
+    await settled();
+    assert.deepEqual([bad.state, ready.code], ["refused", "invalid_payload"]);
+    assert.match(bad.error.message, message);
+    world.socket.drop();
+    const offline = outcome(world.client.join("bad, too", { meta: make() }).ready);
+    await world.clock.advance(250);
+    world.socket.accept();
+    resumed(world.socket);
+    await settled();
+    assert.equal(offline.code, "invalid_payload");
+    assert.equal(world.room.state, "joined");
+    assert.deepEqual(world.socket.all("join").map((frame) => frame.room), ["chat"]);
+  });
+}
+
+test("a status that JSON can't say leaves the last one, the one that waits, and the next join", async () => {
+  const world = joined();
+  world.room.setStatus("away", { colour: "teal" });
+  const waiting = outcome(world.room.setStatus("online"));
+  const bad = outcome(world.room.setStatus("away", { n: 1n }));
+  await settled();
+  assert.equal(bad.code, "invalid_payload");
+  assert.deepEqual(waiting, {});
+  world.socket.reply(world.socket.last("status"));
+  const { status, meta } = world.socket.last("status");
+  assert.deepEqual({ status, meta }, { status: "online", meta: { colour: "teal" } });
+  await world.relink();
+  const join = world.socket.only("join");
+  assert.deepEqual([join.status, join.meta], ["online", { colour: "teal" }]);
+});
+
+test("nothing is written to a socket that is closing, and what was queued goes out by the next one", async () => {
+  const world = joined();
+  const { client, room, socket } = world;
+  const flying = outcome(room.send("message", 1));
+  const before = socket.sent.length;
+  socket.closing();
+  const queued = [room.send("message", 2), client.send("message", 3)].map(outcome);
+  assert.equal(room.sendVolatile("typing"), false);
+  assert.equal(client.sendVolatile("cursor"), false);
+  const other = client.join("other");
+  client.join("gone").leave();
+  const refresh = outcome(client.refresh());
+  socket.say({ type: "ping" });
+  await settled();
+  assert.equal(socket.sent.length, before);
+  socket.drop(4440, "slow_consumer");
+  await settled();
+  assert.equal(refresh.code, "disconnected");
+  await world.clock.advance(99_000);
+  world.socket.accept();
+  resumed(world.socket);
+  world.socket.reply(world.socket.only("join", "other"), { position: at(1) });
+  assert.equal(other.state, "joined");
+  await world.clock.advance(2_000);
+  assert.equal(flying.code, "uncertain", "it was written 101 s ago");
+  for (const event of world.socket.all("event")) world.socket.reply(event, event.data);
+  for (const event of world.socket.all("event").slice(2)) world.socket.reply(event, event.data);
+  await settled();
+  assert.deepEqual(queued.map(({ value }) => value), [2, 3], "these were not");
+});
+
 test("something too large does not hold up what follows", async () => {
   const world = start();
   const large = outcome(world.client.send("x", "y".repeat(300)));

@@ -36,6 +36,102 @@ test("a lost connection, and a code that nobody knows, are tried again", async (
   }
 });
 
+test("an address at which nothing answers is told once, after three tries, and tried on", async () => {
+  const world = start({}, "https://ann:secret@example.com:8443/rt?ticket=1");
+  for (let attempt = 0; attempt < 12; attempt++) {
+    assert.equal(world.errors.length, attempt < 3 ? 0 : 1);
+    world.socket.drop();
+    assert.equal(world.client.state, "waiting");
+    await world.clock.advance(world.client.retryIn);
+  }
+  const [{ name, code, message }] = world.errors;
+  assert.deepEqual([name, code], ["RealtimeError", "unreachable"]);
+  assert.equal(
+    message,
+    "nothing answers at wss://example.com:8443/rt/ws: is the server running, and the kit mounted there?",
+  );
+  world.socket.accept();
+  assert.equal(world.client.state, "online");
+});
+
+test("something at the address that never says welcome is no answer", async () => {
+  const world = start();
+  for (let attempt = 0; attempt < 3; attempt++) {
+    world.socket.open();
+    await world.clock.advance(15_000);
+    assert.equal(world.states.at(-1).reason, "silent");
+    await world.clock.advance(world.client.retryIn);
+  }
+  assert.deepEqual(world.errors.map(({ code }) => code), ["unreachable"]);
+});
+
+test("of several addresses each is tried before they are told, all of them", async () => {
+  const world = start({}, ["a", "b", "c", "d"].map((host) => `https://${host}.example/rt`));
+  for (let attempt = 0; attempt < 4; attempt++) {
+    assert.deepEqual(world.errors, []);
+    world.socket.drop();
+    await world.clock.advance(world.client.retryIn);
+  }
+  assert.match(world.errors[0].message, /wss:\/\/a\.example\/rt\/ws, .*wss:\/\/d\.example\/rt\/ws:/);
+});
+
+const ANSWERS = {
+  "was online": (socket) => (socket.accept(), socket.drop()),
+  "said welcome": (socket) => (socket.open(), socket.welcome(), socket.drop()),
+  "closed with a code of its own": (socket) => socket.drop(1013, "unavailable"),
+};
+for (const [what, answer] of Object.entries(ANSWERS)) {
+  test(`a server that ${what} is known to be there, however long it is away then`, async () => {
+    const world = start();
+    world.socket.drop();
+    await world.clock.advance(250);
+    answer(world.socket);
+    for (let attempt = 0; attempt < 6; attempt++) {
+      await world.clock.advance(world.client.retryIn);
+      world.socket.drop();
+    }
+    assert.deepEqual(world.errors, []);
+  });
+}
+
+test("a token function that fails says nothing about the address", async () => {
+  const world = start({ token: () => Promise.reject(new Error("no network")) });
+  for (let attempt = 0; attempt < 6; attempt++) await world.clock.advance(world.client.retryIn ?? 0);
+  assert.deepEqual([...new Set(world.errors.map(({ code }) => code))], ["token_failed"]);
+});
+
+test("retry ends the waiting, once, and does nothing otherwise", async () => {
+  const world = start();
+  world.client.retry();
+  assert.equal(world.sockets.length, 1, "connecting");
+  world.socket.drop();
+  world.client.retry();
+  assert.equal(world.client.state, "connecting");
+  world.client.retry();
+  await world.clock.advance(1_000);
+  assert.equal(world.sockets.length, 2, "one connection at a time");
+  world.socket.accept();
+  world.client.retry();
+  assert.equal(world.client.state, "online");
+  world.socket.drop();
+  assert.equal(world.client.retryIn, 500, "each try counts for the backoff");
+  world.client.close();
+  world.client.retry();
+  await world.clock.advance(1_000);
+  assert.deepEqual([world.sockets.length, world.client.state], [2, "closed"]);
+});
+
+test("retry does not come earlier than the server asked for", async () => {
+  const world = start();
+  world.socket.accept();
+  world.socket.drop(4429, "rate_limited;12.5");
+  await world.clock.advance(13_749);
+  world.client.retry();
+  assert.deepEqual([world.client.state, world.sockets.length], ["waiting", 1]);
+  await world.clock.advance(1);
+  assert.equal(world.sockets.length, 2);
+});
+
 test("the backoff doubles up to its bound, with full jitter", async () => {
   const world = start();
   const waits = [];

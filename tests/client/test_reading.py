@@ -249,6 +249,19 @@ async def test_the_client_hears_what_is_sent_to_it_and_to_the_user(site: Site) -
         assert await some(client, 1) == [(2,)]
 
 
+async def test_a_reader_that_lags_misses_nothing_of_what_is_sent_to_the_user(site: Site) -> None:
+    async with site.client(inbox=4) as client:
+        await client.wait_online()
+        await settle()
+        for number in range(50):
+            await site.realtime.send_to_user("ann", "note", number)
+            await settle()
+        found = await some(client, 50)
+        assert [item[0] if isinstance(item, tuple) else item for item in found] == list(range(50))
+        await site.realtime.send_to_user("ann", "note", "more")
+        assert await some(client, 1) == ["more"]
+
+
 async def test_questions_are_answered_beside_the_events(site: Site) -> None:
     async with site.client() as client, reported() as errors:
         room = await client.join("chat:1")

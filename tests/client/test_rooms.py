@@ -380,6 +380,19 @@ async def test_the_users_room_catches_up_through_the_clients_inbox() -> None:
     assert world.wire.last("join", "user:ann")["since"] == at(2)
 
 
+async def test_what_the_users_room_cannot_catch_up_with_is_told_as_lost() -> None:
+    world = World(inbox=2)
+    world.wire.accept()
+    world.wire.say("joined", room="user:ann", recovered=False, events=[], position=at(0))
+    take(world.core.inbox)
+    for offset in range(1, 6):
+        world.wire.event(offset, room="user:ann", position=at(offset))
+    assert take(world.core.inbox) == [1, 2]
+    world.wire.refuse(world.wire.last("join", "user:ann"), "internal")
+    world.wire.event(6, room="user:ann", position=at(6))
+    assert take(world.core.inbox) == ["reset: lagged", 6]
+
+
 async def test_a_room_that_the_server_joined_ends_when_it_is_not_joined_again() -> None:
     world = World()
     world.wire.accept()

@@ -17,6 +17,7 @@ from uvicorn.main import main as uvicorn_command
 from tests.support.pages import ROOT, Block, blocks, names, parse
 
 TOOLS = json.loads((ROOT / "package.json").read_text())["devDependencies"]
+BINARIES = {"tsc": "typescript"}  # what npx runs, where the package has another name
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -45,9 +46,12 @@ def complaint(words: list[str], files: set[str]) -> str:
         case ["python", file, *_]:
             return "" if _file(file, files) else f"no {file}"
         case ["npm", "install", *packages]:
-            return "; ".join(f"no {name} in package.json" for name in packages if name not in TOOLS)
-        case ["npx", tool, file, *_]:
-            return "" if tool in TOOLS and _file(file, files) else f"no {tool}, or no {file}"
+            named = [name for name in packages if not name.startswith("-")]
+            return "; ".join(f"no {name} in package.json" for name in named if name not in TOOLS)
+        case ["npx", tool, *rest]:
+            lacking = [] if BINARIES.get(tool, tool) in TOOLS else [tool]
+            lacking += [name for name in rest if not name.startswith("-") and not _file(name, files)]
+            return "; ".join(f"no {name}" for name in lacking)
         case ["uvicorn", *options]:
             return _uvicorn(options, files)
         case ["mkdir", *_] | ["cd", *_]:
@@ -112,6 +116,11 @@ def test_every_extra_that_prose_names_is_one() -> None:
         ("uvicorn app:app --wss", "No such option"),
         ("uvicorn other:app", "no other.py"),
         ("python bot.py", "no bot.py"),
+        ("npm install --save-dev typescript", ""),
+        ("npm install left-pad", "no left-pad in package.json"),
+        ("npx tsc --noEmit", ""),
+        ("npx esbuild other.jsx --bundle", "no other.jsx"),
+        ("npx no-such-tool", "no no-such-tool"),
         ("pytest test_chat.py -q", "no test_chat.py"),
         ("python -m no_such_module", "no module"),
         ("REALTIME_SECRET=x scripts/demo --port 8001", ""),

@@ -183,6 +183,9 @@ async def test_a_chat_is_closed_to_who_is_not_in_it(tmp_path: Path, pages: Pages
 async def test_all_pages_of_a_user_count_alike(tmp_path: Path, pages: Pages) -> None:
     port = free_port()
     async with recipe("notifications", tmp_path, port=port) as server, Proxy(HOST, port) as proxy:
+        dan = await visit(pages, port, "dan")
+        await expect(dan.locator("#state")).to_contain_text("no token: 403")
+        await dan.close()
         ann, cleo = await visit(pages, port, "ann"), await visit(pages, port, "cleo")
         first = await visit(pages, port, "bob")
         second = await first.context.new_page()
@@ -210,6 +213,7 @@ async def test_all_pages_of_a_user_count_alike(tmp_path: Path, pages: Pages) -> 
         proxy.restore()
         await expect(second.locator("#unread")).to_have_text("2", timeout=BACK)
         await expect(second.locator("#latest")).to_have_text("ann: hello")  # no fuss about what was missed
+        await expect(second.locator("#state")).to_be_empty()
         proxy.cut()
         await second.locator("#read").click()  # it is said when there is somebody to say it to
         proxy.restore()
@@ -299,6 +303,9 @@ async def test_a_dashboard_has_a_past_and_no_holes(tmp_path: Path, pages: Pages)
         cleo = await visit(pages, server.port, "cleo")
         await expect(cleo.locator("#state")).to_contain_text("not allowed")
         await expect(cleo.locator("rect")).to_have_count(0)
+        last = (await shown(ann))[-1]
+        await eventually(lambda: has(ann, last + 2))
+        await expect(ann.locator("#connections")).to_have_text("2")  # her page has gone
         await pages.close()
 
 

@@ -400,9 +400,10 @@ async def test_a_callback_that_fails_or_blocks_harms_nobody(caplog: pytest.LogCa
         async with process.peer("bob") as bob:
             await present(bob)
         assert process.told == ["+ann plan", "+bob plan"]  # the departures wait
-        while called != ["ann", "bob"]:  # the sync ones run in threads
-            await asyncio.sleep(0.001)
-            await clock_of(process).advance(1.0)
+        async with asyncio.timeout(10.0):
+            while called != ["ann", "bob"]:  # the sync ones run in threads
+                await asyncio.sleep(0.001)
+                await clock_of(process).advance(1.0)
     assert "no such row" in caplog.text
     assert "TimeoutError" in caplog.text
 

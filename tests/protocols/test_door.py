@@ -186,6 +186,8 @@ def test_the_reason_holds_nothing_of_the_text() -> None:
 
 
 @given(values.filter(accepted))
+@example('["X",\r"\\r"]')
+@example('["X",\n"XX"]')
 def test_compacting_removes_line_ends_and_nothing_else(text: str) -> None:
     compacted = compact(text.encode())
     assert b"\n" not in compacted

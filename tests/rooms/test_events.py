@@ -189,6 +189,19 @@ async def test_what_was_sent_to_a_user_who_was_away_comes_with_the_user_room(wor
     assert await again.heard() == [4]
 
 
+async def test_a_client_may_go_back_in_its_own_user_room_to_where_it_was(world: World) -> None:
+    ada = await world.client().__aenter__()
+    await ada.auth("ada")
+    position = (await ada.expect("joined", room="user:ada"))["position"]
+    await world.realtime.send_to_user("ada", "mail", 1)
+    await ada.expect("event", event="mail")
+    joined = await ada.join("user:ada", since=position)
+    assert joined["recovered"] is True
+    assert [event["data"] for event in joined["events"]] == [1]
+    await world.realtime.send_to_user("ada", "mail", 2)
+    assert await ada.heard() == [2]
+
+
 async def test_an_anonymous_connection_has_no_user_room() -> None:
     async with serving(lambda realtime: realtime.room("hall", public=True), anonymous=True) as world:
         client = await world.client().__aenter__()

@@ -1,10 +1,23 @@
 """RoomRouter: handshakes count while they are under way, and none outlives the kit's stop."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
+from starlette.requests import HTTPConnection
 
-from starlette_realtime import ConnectionOptions, Identity, Realtime, Refused
+from starlette_realtime import (
+    AuthGuard,
+    ConnectionOptions,
+    Identity,
+    Limit,
+    MemoryStore,
+    RateLimiter,
+    Realtime,
+    Refused,
+    RoomRouter,
+)
+from starlette_realtime.messages import Node
 from starlette_realtime.testing import FakeClock, Peer, Rejected, settle
 
 SUBPROTOCOL = "starlette-realtime.v1.json"
@@ -56,6 +69,53 @@ async def test_handshakes_under_way_count_as_connections() -> None:
         third = dial(realtime)
         assert await outcome(third) == 0
         await third.__aexit__(None, None, None)
+
+
+async def test_handshakes_count_while_the_store_is_asked_how_many_there_may_be() -> None:
+    class Far(MemoryStore):
+        """Quotas that take a while."""
+
+        async def nodes(self) -> Sequence[Node]:
+            await asyncio.sleep(0)
+            return await super().nodes()
+
+    clock = FakeClock()
+    store = Far(clock=clock)
+    limiter = RateLimiter(handshakes=Limit("1000/second", by=lambda connection: "everybody", shared=True))
+    async with Realtime(authenticate=Slow(), store=store, limiter=limiter, max_connections=2, clock=clock) as realtime:
+        peers = [Peer(realtime, "/ws", subprotocols=[SUBPROTOCOL]) for _ in range(5)]
+        assert sorted(await asyncio.gather(*map(outcome, peers))) == [0, 0, 503, 503, 503]
+        for peer in peers:
+            await peer.__aexit__(None, None, None)
+
+
+async def test_handshakes_cost_what_a_function_of_them_says() -> None:
+    def price(handshake: HTTPConnection) -> float:
+        return 99.0 if handshake.headers.get("x-price") == "much" else 1.0
+
+    limiter = RateLimiter(handshakes=Limit("10/minute", by=lambda connection: "everybody", cost=price))
+    async with Realtime(anonymous=True, limiter=limiter, clock=FakeClock()) as realtime:
+        async with Peer(realtime) as peer:
+            assert peer.accepted
+        dear = Peer(realtime, headers=[("x-price", "much")], origin="http://testserver")
+        await dear.connect()
+        assert (await dear.wait_closed()).code == 4429
+        assert realtime.counters.refused == {"too_expensive": 1}
+
+
+async def test_handshakes_are_counted_by_whom_an_authentication_outside_has_found() -> None:
+    router = RoomRouter(limiter=RateLimiter(handshakes=Limit("2/minute", by="user")), clock=FakeClock())
+
+    async def by_name(token: str) -> str:
+        return token
+
+    app = AuthGuard(router, authenticate=by_name)
+    async with router:
+        for user, expected in (("ada", 0), ("ada", 0), ("ada", 429), ("bob", 0)):
+            peer = Peer(app, headers=[("authorization", f"Bearer {user}")])
+            assert await outcome(peer) == expected
+            if not expected:
+                await peer.__aexit__(None, None, None)
 
 
 async def test_a_handshake_takes_no_longer_than_an_auth() -> None:

@@ -276,7 +276,8 @@ async def test_another_scheme_s_header_is_no_credential_and_no_obstacle(site: Si
 async def test_a_program_with_wrong_credentials_gets_401_and_the_scheme(site: Site, witness: Peer) -> None:
     for value, code in _bad(site).items():
         answer = await handshake(site.server, f"Authorization: {value}")
-        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer"), value[:40]
+        assert answer.status == 401, value[:40]
+        assert answer.headers["www-authenticate"].startswith('Bearer error="invalid_token"'), value[:40]
         assert json.loads(answer.body)["code"] == code
         assert answer.headers["cache-control"] == "no-store"
 

@@ -7,7 +7,7 @@ import pytest
 from starlette_realtime.client import Link as ClientLink
 from starlette_realtime.client import Opener, connect
 from starlette_realtime.errors import ConnectionClosed
-from starlette_realtime.testing import AppOpener, FakeClock, Link, Processes, running
+from starlette_realtime.testing import AppOpener, FakeClock, Link, Processes, running, settle
 from starlette_realtime.types import Receive, Scope, Send
 from tests.testing.support import make_app
 
@@ -26,6 +26,7 @@ async def test_the_client_comes_back_over_a_link_that_was_cut() -> None:
             events = aiter(room)
             event = await clock.run(anext(events))
             assert event.data == "meanwhile"  # type: ignore[union-attr]
+        await settle()  # the application hears of it a moment later
         assert link.open == 0
 
 

@@ -91,6 +91,7 @@ export async function settled(turns = 30) {
 }
 
 class FakeSocket {
+  readyState = 0;
   sent = [];
   closed = false;
   bufferedAmount = 0;
@@ -104,18 +105,20 @@ class FakeSocket {
   }
 
   send(text) {
-    assert.ok(!this.closed, "sent to a closed socket");
+    assert.equal(this.readyState, 1, "sent to a socket that isn't open");
     this.sent.push(JSON.parse(text));
   }
 
   close(code) {
     this.closed = true;
+    this.readyState = 2;
     this.closeCode = code;
   }
 
   // What the server does with it:
 
   open() {
+    this.readyState = 1;
     this.onopen?.({});
   }
 
@@ -127,7 +130,13 @@ class FakeSocket {
     this.onmessage?.({ data: text });
   }
 
+  /** A close frame has come; its end, and what it says, come with `drop`. */
+  closing() {
+    this.readyState = 2;
+  }
+
   drop(code = 1006, reason = "") {
+    this.readyState = 3;
     this.onclose?.({ code, reason });
   }
 

@@ -91,6 +91,7 @@ export class Server {
 }
 
 class Socket {
+  readyState = 0;
   bufferedAmount = 0;
   onopen = null;
   onmessage = null;
@@ -114,6 +115,7 @@ class Socket {
     if (!server.reachable) return void this.#after(chance.between(10, 3_000), () => this.drop(1006, ""));
     server.sockets.add(this);
     this.#after(chance.between(5, 200), () => {
+      this.readyState = 1;
       this.onopen?.({});
       this.say({ type: "welcome", connection: "c", heartbeat: 25, limits: { message_bytes: 65_536 }, server: "test" });
     });
@@ -160,6 +162,7 @@ class Socket {
 
   #end() {
     this.#dead = true;
+    this.readyState = 3;
     this.#server.sockets.delete(this);
     for (const timer of this.#timers) this.#clock.clearTimeout(timer);
     this.#timers.clear();

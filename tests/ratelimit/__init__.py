@@ -1,0 +1,1 @@
+"""Tests of the rate limiter: its limits, its caps, and as middleware."""
