@@ -25,7 +25,8 @@ export declare function connect(urls: string | string[], options?: Options): Cli
  *
  * - `rt:state` ({state, code, reason, message, retryIn});
  * - `rt:joined` (room): the server joined this connection to a room;
- * - `rt:error` (RealtimeError): what no promise tells; without a listener it is a warning on the console;
+ * - `rt:error` (RealtimeError): what no promise tells; without a listener it is a warning on the console. `unreachable`
+ *   once, when nothing has ever answered: the address may be wrong. It goes on trying;
  * - `rt:stale` and `rt:fresh`: the server's store is away, back;
  * - `rt:limits` ({event, remaining, retry_after}): what is left to spend; `send` keeps to it by itself.
  */
@@ -74,7 +75,7 @@ export declare class Client extends Emitter {
     /**
      * @param {string} event
      * @param {unknown} [data]
-     * @returns {boolean} whether it went out
+     * @returns {boolean} whether it went out; throws a RealtimeError for what never could
      */
     sendVolatile(event: string, data?: unknown): boolean;
     /**
@@ -85,10 +86,15 @@ export declare class Client extends Emitter {
      */
     setStatus(status?: "online" | "away", meta?: any): Promise<void>;
     /**
-     * Ask the token callback now and give the server what it returns, e.g. after the user's rights changed.
-     * @returns {Promise<void>} rejects with a RealtimeError when the callback fails or the server refuses
+     * Ask the token function now and give the server what it returns, e.g. after the user's rights changed.
+     * @returns {Promise<void>} rejects with a RealtimeError when the function fails or the server refuses
      */
     refresh(): Promise<void>;
+    /**
+     * Connect now instead of waiting for the next try: for a "try now" button. Does nothing in another state, nor while
+     * the wait is one that the server asked for.
+     */
+    retry(): void;
     /** Close for good: what was not acknowledged fails, rooms end. */
     close(): void;
 }

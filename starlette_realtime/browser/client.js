@@ -8,6 +8,7 @@ import { Outbox } from "./outbox.js";
 import { Retry } from "./retry.js";
 import { info } from "./room.js";
 import { Rooms } from "./rooms.js";
+import { token } from "./token.js";
 
 export { CLOSE_CODES, RealtimeError };
 
@@ -26,6 +27,7 @@ export { CLOSE_CODES, RealtimeError };
  */
 
 const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
+const SILENT = 3; // tries in a row at which nothing answered, after which the address may be wrong
 
 /** How a refused `auth` ends the link, where the server doesn't close by itself. @type {Record<string, number>} */
 const REFUSED = {
@@ -65,7 +67,8 @@ export function connect(urls, options) {
  *
  * - `rt:state` ({state, code, reason, message, retryIn});
  * - `rt:joined` (room): the server joined this connection to a room;
- * - `rt:error` (RealtimeError): what no promise tells; without a listener it is a warning on the console;
+ * - `rt:error` (RealtimeError): what no promise tells; without a listener it is a warning on the console. `unreachable`
+ *   once, when nothing has ever answered: the address may be wrong. It goes on trying;
  * - `rt:stale` and `rt:fresh`: the server's store is away, back;
  * - `rt:limits` ({event, remaining, retry_after}): what is left to spend; `send` keeps to it by itself.
  */
@@ -85,6 +88,7 @@ export class Client extends Emitter {
   /** @type {Link | null} */
   #link = null;
   #turn = 0; // which opening is the present one
+  #unanswered = 0; // tries in a row; NaN: something has answered, or the app was told
   /** @type {RealtimeError | null} the last complaint on the present link */
   #said = null;
   /** @type {any} */
@@ -104,17 +108,20 @@ export class Client extends Emitter {
    */
   constructor(urls, options = {}) {
     super();
-    const { token, timeout = 10_000, queue = 256, backoff = { min: 500, max: 20_000 }, clock = CLOCK } = options;
-    if (token && typeof token !== "function") throw new TypeError("token is a function that returns a token");
+    const { timeout = 10_000, queue = 256, backoff = { min: 500, max: 20_000 }, clock = CLOCK } = options;
+    if (options.token && typeof options.token !== "function") {
+      throw new TypeError("token is a function that returns a token");
+    }
     this.#urls = [urls].flat().map(socketUrl);
-    this.#token = token;
+    this.#token = options.token;
     this.#timeout = timeout;
     this.#clock = clock;
     this.#WebSocket = options.WebSocket ?? WebSocket;
     this.#retry = new Retry(clock, backoff, options.random ?? Math.random);
-    this.#outbox = new Outbox(clock, this.#retry, queue, () => (this.state === "online" ? this.#link : null));
+    const ready = () => (this.state === "online" && this.#link?.open ? this.#link : null);
+    this.#outbox = new Outbox(clock, this.#retry, queue, ready);
     this.#rooms = new Rooms(clock, this.#retry, this.#outbox, timeout, this);
-    globalThis.addEventListener?.("online", this.#wake);
+    globalThis.addEventListener?.("online", this.#online);
     this.#open();
   }
 
@@ -150,7 +157,7 @@ export class Client extends Emitter {
   /**
    * @param {string} event
    * @param {unknown} [data]
-   * @returns {boolean} whether it went out
+   * @returns {boolean} whether it went out; throws a RealtimeError for what never could
    */
   sendVolatile(event, data) {
     return this.#outbox.volatile(event, data);
@@ -167,16 +174,16 @@ export class Client extends Emitter {
   }
 
   /**
-   * Ask the token callback now and give the server what it returns, e.g. after the user's rights changed.
-   * @returns {Promise<void>} rejects with a RealtimeError when the callback fails or the server refuses
+   * Ask the token function now and give the server what it returns, e.g. after the user's rights changed.
+   * @returns {Promise<void>} rejects with a RealtimeError when the function fails or the server refuses
    */
   refresh() {
     return new Promise((resolve, reject) => {
       const link = this.state === "online" && this.#link;
       if (!link) return resolve(); // the next connection asks anyway
-      this.#ask((error, token) => {
+      token(this.#token, this.#timeout, this.#clock, (error, given) => {
         if (error) return reject(error);
-        const body = encode({ type: "auth", token, session: this.#session });
+        const body = encode({ type: "auth", token: given, session: this.#session });
         link.request(body, (refusal, data) => {
           if (refusal) return reject(refusal);
           this.#session = data.session;
@@ -184,6 +191,14 @@ export class Client extends Emitter {
         });
       });
     });
+  }
+
+  /**
+   * Connect now instead of waiting for the next try: for a "try now" button. Does nothing in another state, nor while
+   * the wait is one that the server asked for.
+   */
+  retry() {
+    if (this.state === "waiting" && !this.#retry.asked) this.#open();
   }
 
   /** Close for good: what was not acknowledged fails, rooms end. */
@@ -198,7 +213,7 @@ export class Client extends Emitter {
     this.#said = null;
     this.#set("connecting");
     // The token comes before the socket: once that is open, the server waits for `auth` for seconds only.
-    this.#ask((error, token) => {
+    token(this.#token, this.#timeout, this.#clock, (error, given) => {
       if (turn !== this.#turn) return;
       if (error) {
         this.#warn(error);
@@ -206,7 +221,7 @@ export class Client extends Emitter {
       }
       try {
         this.#link = new Link(url, this.#WebSocket, this.#clock, {
-          opened: (link) => this.#authenticate(link, token),
+          opened: (link) => this.#authenticate(link, given),
           frame: (frame, link) => this.#frame(frame, link),
           ended: (code, reason) => turn === this.#turn && this.#ended(code, reason),
         });
@@ -217,31 +232,12 @@ export class Client extends Emitter {
     });
   }
 
-  /** @param {(error: RealtimeError | null, token?: string) => void} done called once */
-  #ask(done) {
-    const ask = this.#token;
-    if (!ask) return done(null);
-    let open = true;
-    /** @type {typeof done} */
-    const settle = (error, token) => {
-      if (!open) return;
-      open = false;
-      this.#clock.clearTimeout(timer);
-      done(error, token);
-    };
-    const timer = this.#clock.setTimeout(() => settle(new RealtimeError("token_timeout")), this.#timeout);
-    new Promise((resolve) => resolve(ask())).then(
-      (token) => settle(null, /** @type {any} */ (token) ?? undefined),
-      (cause) => settle(new RealtimeError("token_failed", `the token callback failed: ${cause}`)),
-    );
-  }
-
   /**
    * @param {Link} link
-   * @param {string} [token]
+   * @param {string} [given] token
    */
-  #authenticate(link, token) {
-    const body = encode({ type: "auth", token, session: this.#session, since: this.#rooms.since });
+  #authenticate(link, given) {
+    const body = encode({ type: "auth", token: given, session: this.#session, since: this.#rooms.since });
     link.request(body, (error, data) => {
       if (error) {
         if (error.code === "disconnected") return;
@@ -270,6 +266,7 @@ export class Client extends Emitter {
     const why = name || CLOSE_CODES[code]?.name || "connection_lost";
     const error = this.#said?.code === why ? this.#said : new RealtimeError(why, this.#outside(why));
     const retryIn = this.#retry.ended(code, Number(after));
+    const missing = this.#missing(code);
     this.#link = null;
     this.connection = null;
     this.#rooms.offline();
@@ -280,12 +277,28 @@ export class Client extends Emitter {
     }
     this.#timer = this.#clock.setTimeout(() => this.#open(), retryIn);
     this.#set("waiting", { code, reason: why, retryIn });
+    if (missing) this.#warn(missing);
+  }
+
+  /**
+   * Whether the link that ended with `code` makes it likely that nothing is at the address: a browser can't tell a path
+   * without a kit from a broken network.
+   * @param {number} code
+   * @returns {RealtimeError | undefined} what to tell, once
+   */
+  #missing(code) {
+    if (!this.#link) return; // no token, say: nothing was tried
+    if (this.connection !== null || CLOSE_CODES[code]) this.#unanswered = NaN;
+    if (!(++this.#unanswered >= Math.max(SILENT, this.#urls.length))) return;
+    this.#unanswered = NaN;
+    // Without the query, which may hold a ticket.
+    const where = this.#urls.map((url) => new URL(url)).map(({ origin, pathname }) => origin + pathname);
+    const message = `nothing answers at ${where.join(", ")}: is the server running, and the kit mounted there?`;
+    return new RealtimeError("unreachable", message);
   }
 
   /** The browser is back on a network. */
-  #wake = () => {
-    if (this.state === "waiting" && !this.#retry.asked) this.#open();
-  };
+  #online = () => this.retry();
 
   /**
    * @param {number} code
@@ -295,7 +308,7 @@ export class Client extends Emitter {
     if (this.closed) return;
     this.#turn++; // whatever is opening is too late
     this.#clock.clearTimeout(this.#timer);
-    globalThis.removeEventListener?.("online", this.#wake);
+    globalThis.removeEventListener?.("online", this.#online);
     const [reason, message] = [error.code, error.message];
     this.closed = { code, name: CLOSE_CODES[code]?.name ?? "closed", reason, message };
     this.state = "closed";

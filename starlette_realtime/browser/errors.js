@@ -25,7 +25,7 @@ const MESSAGES = {
   not_joined: "the server has not joined this page to the room again",
   queue_full: "too much is waiting to be sent: raise `queue`, or await what you send",
   timeout: "no answer in time; it may still have arrived",
-  token_timeout: "the token callback did not settle in time",
+  token_timeout: "the token function did not settle in time",
   too_large: "larger than the server takes: send less, or raise its limit",
   uncertain: "sent, but never answered: it may have arrived, or not; ask the server before you send it again",
   user_changed: "another user signed in before this was sent",

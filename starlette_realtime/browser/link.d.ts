@@ -35,6 +35,8 @@ export declare class Link {
      * @returns {number} ms for which the server would refuse it; none: 0 or less
      */
     rest(event?: string): number;
+    /** Whether what is written may still get there: a socket that the server is closing drops it. */
+    get open(): boolean;
     /**
      * Send what wants no answer.
      * @param {string} body

@@ -6,6 +6,7 @@ import { RealtimeError } from "./errors.js";
 
 const SUBPROTOCOL = "starlette-realtime.v1.json";
 const GRACE = 15_000; // ms without a frame beyond the heartbeat, and for the opening and `auth` each
+const CLOSING = 2; // WebSocket.CLOSING; CLOSED is more
 const DEPTH = 32; // the server's own bound
 const VOLATILE = 65_536; // bytes waiting in the socket above which volatile events are dropped
 
@@ -15,8 +16,18 @@ const VOLATILE = 65_536; // bytes waiting in the socket above which volatile eve
  * @param {unknown} frame
  */
 export function encode(frame) {
+  try {
+    return JSON.stringify(frame, door());
+  } catch (cause) {
+    // Not ours are a circle's, and those of the app's own `toJSON`.
+    throw cause instanceof RealtimeError ? cause : new RealtimeError("invalid_payload", `not for JSON: ${cause}`);
+  }
+}
+
+/** @returns {(this: unknown, key: string, value: unknown) => unknown} for `JSON.stringify`, called with each value */
+function door() {
   const depths = new Map();
-  return JSON.stringify(frame, /** @this {unknown} */ function (_, value) {
+  return function (_, value) {
     const depth = (depths.get(this) ?? 0) + 1;
     let wrong;
     if (typeof value === "number") {
@@ -25,6 +36,8 @@ export function encode(frame) {
       else if (Number.isInteger(value) && Math.abs(value) > 2 ** 53 && Math.abs(value) < 1e21) {
         wrong = "an integer beyond 2^53 loses digits: send a string";
       }
+    } else if (typeof value === "bigint") {
+      wrong = "JSON has no BigInt: send a string";
     } else if (typeof value === "string") {
       if (/\p{Cs}/u.test(value)) wrong = "a string has half a surrogate pair";
     } else if (value && typeof value === "object") {
@@ -34,7 +47,7 @@ export function encode(frame) {
     }
     if (wrong) throw new RealtimeError("invalid_payload", wrong);
     return value;
-  });
+  };
 }
 
 export class Link {
@@ -97,6 +110,11 @@ export class Link {
     return Math.max(this.#rests.get(undefined) ?? 0, this.#rests.get(event) ?? 0) - this.#clock.now();
   }
 
+  /** Whether what is written may still get there: a socket that the server is closing drops it. */
+  get open() {
+    return !(this.#ended || this.#socket.readyState >= CLOSING);
+  }
+
   /**
    * Send what wants no answer.
    * @param {string} body
@@ -104,7 +122,7 @@ export class Link {
    * @returns {boolean} whether it went out
    */
   send(body, volatile = false) {
-    if (this.#ended || (volatile && this.#socket.bufferedAmount > VOLATILE)) return false;
+    if (!this.open || (volatile && this.#socket.bufferedAmount > VOLATILE)) return false;
     const limit = this.limits.message_bytes;
     // Refused here because the server's answer is a close that is final.
     if (limit && body.length * 3 > limit && new TextEncoder().encode(body).length > limit) {
@@ -160,7 +178,8 @@ export class Link {
     } else {
       if (frame.type === "welcome") {
         this.limits = frame.limits;
-        this.#limit = GRACE + frame.heartbeat * 1000;
+        // Without pings silence says nothing.
+        this.#limit = frame.heartbeat > 0 ? GRACE + frame.heartbeat * 1000 : Infinity;
       }
       this.#owner.frame(frame, this);
     }
@@ -169,6 +188,6 @@ export class Link {
   #watch() {
     const left = this.#heard + (this.#live ? this.#limit : GRACE) - this.#clock.now();
     if (left <= 0) this.end(1006, "silent");
-    else this.#timer = this.#clock.setTimeout(() => this.#watch(), left);
+    else if (left < Infinity) this.#timer = this.#clock.setTimeout(() => this.#watch(), left);
   }
 }

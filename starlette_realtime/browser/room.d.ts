@@ -62,7 +62,7 @@ export declare class Room extends Emitter {
      * Change how presence shows this connection; kept over reconnects.
      * @param {"online" | "away"} [status] undefined: as it is
      * @param {any} [meta] undefined: as it is
-     * @returns {Promise<void>}
+     * @returns {Promise<void>} rejects with a RealtimeError; what JSON can't say leaves all as it was
      */
     setStatus(status?: "online" | "away", meta?: any): Promise<void>;
     /** Leave; what still waits to be sent here fails. */

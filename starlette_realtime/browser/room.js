@@ -2,6 +2,7 @@
 
 import { Emitter } from "./emitter.js";
 import { RealtimeError } from "./errors.js";
+import { encode } from "./link.js";
 import { Presence } from "./presence.js";
 
 /** @import { Rooms } from "./rooms.js" */
@@ -103,13 +104,18 @@ export class Room extends Emitter {
    * Change how presence shows this connection; kept over reconnects.
    * @param {"online" | "away"} [status] undefined: as it is
    * @param {any} [meta] undefined: as it is
-   * @returns {Promise<void>}
+   * @returns {Promise<void>} rejects with a RealtimeError; what JSON can't say leaves all as it was
    */
-  setStatus(status, meta) {
-    if (status !== undefined) this.self.status = status;
-    if (meta !== undefined) this.self.meta = meta;
+  setStatus(status = this.self.status, meta = this.self.meta) {
+    const frame = { type: "status", room: this.name, status, meta };
+    try {
+      encode(frame); // before it is kept: the next join would be refused for it
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    Object.assign(this.self, { status, meta });
     this.#rooms.outbox.supersede(this.self);
-    const sent = this.#push({ type: "status", room: this.name, ...this.self }, this.self);
+    const sent = this.#push(frame, this.self);
     sent.catch(() => {}); // nothing is lost: the next join says it again
     return sent;
   }

@@ -4,7 +4,7 @@
  * @typedef {object} Options of `connect`
  * @property {() => string | null | undefined | Promise<string | null | undefined>} [token] asked before every
  *   connection and before the old token expires; leave it out where a cookie says who this is
- * @property {number} [timeout] 10000 ms for the token callback and for `history`
+ * @property {number} [timeout] 10000 ms for the token function and for `history`
  * @property {number} [queue] 256 entries that wait to be sent or answered; more are refused with `queue_full`
  * @property {{min: number, max: number}} [backoff] 500 and 20000 ms: retries wait a random part of `min`, doubled up
  *   to `max`
