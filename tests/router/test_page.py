@@ -17,7 +17,8 @@ BACK = 20_000.0  # ms that a page may take to come back
 async def test_who_says_no_name_is_told_so(tmp_path: Path, pages: Pages) -> None:
     write("room-router.md", tmp_path)
     async with serve_process("app:app", cwd=tmp_path) as server, httpx2.AsyncClient(base_url=server.url) as client:
-        for body in ({"name": ""}, {}, {"name": None}, {"name": 7}, []):
+        bodies: tuple[object, ...] = ({"name": ""}, {}, {"name": None}, {"name": 7}, [])
+        for body in bodies:
             assert (await client.post("/sign-in", json=body)).status_code == 400, body
         assert (await client.post("/sign-in", content=b"no JSON")).status_code == 400
         assert (await client.post("/sign-in", json={"name": "ann"})).json() == {"name": "ann"}
