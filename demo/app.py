@@ -27,6 +27,7 @@ from starlette_realtime import (
     SignedTokens,
     Unauthenticated,
 )
+from starlette_realtime.asgi import address_group, client_address
 
 STATIC = Path(__file__).parent / "static"
 ROOMS = {"lobby": "Lobby", "kitchen": "Kitchen", "garden": "Garden", "library": "Library"}
@@ -161,7 +162,8 @@ def signing_in(connection: HTTPConnection) -> str | None:
     """Whom sign-ins are counted by: the peer, a private address as any other, since on a desk there is no other."""
     if (connection.scope["method"], connection.scope["path"]) != ("POST", "/session"):
         return None
-    return connection.client.host if connection.client is not None else "somebody"
+    address = client_address(connection.scope)
+    return "somebody" if address is None else address_group(address)
 
 
 app = FastAPI(lifespan=lifespan, openapi_url=None)

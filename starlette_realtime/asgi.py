@@ -189,7 +189,7 @@ class Origins:
     def __init__(self, allowed: Sequence[str] | Literal["*"] = (), allowed_hosts: Sequence[str] = ()) -> None:
         if isinstance(allowed_hosts, str) or (isinstance(allowed, str) and allowed != "*"):
             raise ConfigurationError("allowed origins and hosts are lists of strings, or '*' for any origin")
-        self._any = allowed == "*"
+        self.any = self._any = allowed == "*"
         self._allowed = frozenset(() if self._any else map(_configured_origin, allowed))
         self._any_host = not allowed_hosts
         self._hosts: set[tuple[str, int | None]] = set()

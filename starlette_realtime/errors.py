@@ -71,6 +71,8 @@ ERROR_CODES: Mapping[str, str] = {
     "too_many_rooms": "this connection is in too many rooms",
     "unavailable": "unavailable for now, try again",
     "timeout": "no answer in time",
+    "not_found": "there is nothing at this address",
+    "replaced": "another connection took its place",
     "internal": "the server failed",
 }
 """Error code of a `reply` or `error` → its default message. Applications add codes of their own."""

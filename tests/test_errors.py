@@ -66,6 +66,8 @@ def test_the_error_codes_are_those_of_the_protocol() -> None:
         "too_many_rooms",
         "unavailable",
         "timeout",
+        "not_found",
+        "replaced",
         "internal",
     }
     assert all(ERROR_CODES.values())

@@ -5,6 +5,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -15,8 +16,10 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,6 +155,28 @@ async def test_keys_that_have_names_verify_what_names_them() -> None:
     assert await refused(tokens, sign()) == "unauthenticated"
 
 
+async def test_public_keys_have_names_as_well() -> None:
+    own, other = private_key("ES256", 0), private_key("ES256", 1)
+    tokens = reader({"a": public_pem(own), "b": public_pem(other)}, algorithms=["ES256"])
+    assert (await tokens.read(token_of("a"))).user == "ada"
+    assert (await tokens.read(token_of("b", number=1))).user == "ada"
+    for kid in ("b", "c", None):
+        assert await refused(tokens, token_of(kid)) == "unauthenticated"
+
+
+async def test_keys_are_text_or_bytes() -> None:
+    assert (await reader(SECRET.encode()).read(sign())).user == "ada"
+    own = private_key("ES256")
+    assert (await reader(public_pem(own).encode(), algorithms=["ES256"]).read(sign("ES256", own))).user == "ada"
+
+
+async def test_without_a_clock_it_is_the_systems() -> None:
+    tokens = JSONWebTokens(SECRET, issuer=ISSUER, audience=AUDIENCE, algorithms=["HS256"])
+    now = time.time()
+    assert (await tokens.read(sign(iat=now, exp=now + 3600))).user == "ada"
+    assert await refused(tokens, sign(iat=now - 7200, exp=now - 3600)) == "expired"
+
+
 @pytest.mark.parametrize(
     ("given_claims", "scopes"),
     [
@@ -258,6 +283,47 @@ async def test_a_public_key_is_never_taken_for_a_secret() -> None:
             reader(pem, algorithms=["HS256"])
         with pytest.raises(ConfigurationError, match="HS verifies with a secret"):
             reader(pem, algorithms=["HS256", algorithm])
+
+
+def signed_by(private: Any, algorithm: str, kid: str | None, sign: Callable[[bytes], bytes]) -> str:
+    """A token whose algorithm and signature no library would put together."""
+    header = {"alg": algorithm} if kid is None else {"alg": algorithm, "kid": kid}
+    signed = f"{part(header)}.{part(claims())}"
+    return f"{signed}.{part(sign(signed.encode()))}"
+
+
+async def test_each_curve_has_one_algorithm(clock: FakeClock) -> None:
+    """RFC 7518 section 3.4; and of the Edwards curves, Ed25519 alone."""
+    small: Any = private_key("ES256")
+
+    def with_sha_384(data: bytes) -> bytes:
+        numbers = decode_dss_signature(small.sign(data, ec.ECDSA(hashes.SHA384())))
+        return b"".join(number.to_bytes(32, "big") for number in numbers)
+
+    goldilocks = ed448.Ed448PrivateKey.generate()
+    for private, algorithm, made in ((small, "ES384", with_sha_384), (goldilocks, "EdDSA", goldilocks.sign)):
+        pinned = ["ES256", "ES384", "EdDSA"]
+        entry = jwt.get_algorithm_by_name(algorithm).to_jwk(private.public_key(), as_dict=True)
+        entry.pop("key_ops", None)
+        for more in ({}, {"alg": algorithm}):
+            tokens = published(Issuer({**entry, **more, "kid": "a"}), clock, algorithms=pinned)
+            assert await refused(tokens, signed_by(private, algorithm, "a", made)) == "unauthenticated"
+        with pytest.raises(ConfigurationError, match="no pinned algorithm fits"):
+            reader(public_pem(private), algorithms=[algorithm])
+
+
+async def test_a_key_that_is_published_for_one_algorithm_verifies_by_no_other(clock: FakeClock) -> None:
+    tokens = published(Issuer(jwk("RS256", "a", alg="RS256")), clock, algorithms=["RS256", "RS512", "PS256"])
+    assert (await tokens.read(token_of("a", algorithm="RS256"))).user == "ada"
+    for algorithm in ("RS512", "PS256"):
+        assert await refused(tokens, token_of("a", algorithm=algorithm)) == "unauthenticated"
+
+
+async def test_a_key_whose_name_is_no_string_verifies_nothing(clock: FakeClock) -> None:
+    odd, good = {**jwk("ES256", None), "kid": 7}, jwk("ES256", "b", number=1)
+    tokens = published(Issuer(odd, good), clock)
+    assert await refused(tokens, token_of(None)) == "unauthenticated"
+    assert (await tokens.read(token_of(None, number=1))).user == "ada"
 
 
 async def test_keys_that_a_token_brings_or_points_to_are_ignored() -> None:
@@ -664,6 +730,8 @@ async def test_an_empty_set_takes_all_keys_back(clock: FakeClock) -> None:
         {**jwk("ES256", "a"), "use": 7},
         {**jwk("ES256", "a"), "alg": "ES384"},
         {**jwk("ES256", "a"), "alg": 7},
+        {**jwk("ES256", "a"), "alg": ["ES256"]},
+        {**jwk("ES256", "a"), "alg": "EdDSA"},
         {**jwk("ES256", "a"), "key_ops": ["sign"]},
         {**jwk("ES256", "a"), "key_ops": "verify"},
         {**jwk("ES256", "a"), "kid": 7},

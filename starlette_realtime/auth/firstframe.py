@@ -84,7 +84,7 @@ class FirstFrame:
     async def open(self, scope: Scope, receive: Receive, send: Send) -> Opened | None:
         """Authenticate one; None where that failed, and the peer was told."""
         if self.waiting >= self._most:
-            logger.warning("over %d WebSockets are authenticating: more are turned away", self._most)
+            logger.info("over %d WebSockets are authenticating: more are turned away", self._most)
             await deny(scope, receive, send, status=503, code=1013, retry_after=1.0)
             return None
         self.waiting += 1

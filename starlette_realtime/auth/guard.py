@@ -16,7 +16,7 @@ from starlette_realtime.auth.firstframe import FirstFrame
 from starlette_realtime.auth.refusals import refuse
 from starlette_realtime.auth.revocation import OnRevocation, Revocations, token_subject, user_subject
 from starlette_realtime.auth.supervision import supervise
-from starlette_realtime.auth.tickets import Tickets, take_tickets
+from starlette_realtime.auth.tickets import Tickets, hide_tickets, take_tickets
 from starlette_realtime.auth.ways import (
     Authenticate,
     IdentifiedUser,
@@ -356,6 +356,7 @@ class AuthGuard:
         if scope["type"] not in ("http", "websocket"):
             await app(scope, receive, send)
             return
+        hide_tickets(scope)
         # A page may be opened from anywhere; what its handlers do on a GET is theirs to keep harmless.
         reads = scope["type"] == "http" and scope["method"] in SAFE
         if not (self.origins.check_host(scope) if reads else self.origins.check(scope)):

@@ -15,7 +15,7 @@ from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.tokens import Secret, check_secret, open_signed, serializer
 from starlette_realtime.types import Scope
 
-__all__ = ["MAX_TICKET", "Tickets", "take_tickets"]
+__all__ = ["MAX_TICKET", "Tickets", "hide_tickets", "take_tickets"]
 
 MAX_TICKET: Final = 4096
 """The longest ticket, in characters: what fits into any proxy's idea of a URL."""
@@ -27,6 +27,7 @@ CLOCKS: Final = 60.0
 """How much longer than it is good a ticket is known to be used, in seconds: clocks of processes differ."""
 
 _PARAMETER: Final = b"ticket="
+_HIDDEN: Final = "starlette_realtime.tickets"
 _PROCESS: Final = randomness.token_hex(8)
 _SAME_ORIGIN: Final = Origins()
 
@@ -151,14 +152,21 @@ class Tickets:
 
 
 def take_tickets(scope: Scope) -> list[str]:
+    """The tickets in the query of a handshake or a GET, once."""
+    hide_tickets(scope)
+    tickets: list[str] = scope.pop(_HIDDEN, [])
+    return tickets
+
+
+def hide_tickets(scope: Scope) -> None:
     """
-    The tickets in the query of a handshake or a GET; they are taken out of it, so that they get into no log.
+    Take the tickets out of the query of a handshake or a GET, so that they get into no log, whatever comes of it.
 
     Any other query, and whatever else it has, stays as it came.
     """
     query: bytes = scope.get("query_string", b"")
     if _PARAMETER not in query or not (scope["type"] == "websocket" or scope["method"] == "GET"):
-        return []
+        return
     rest, tickets = [], []
     start = _PARAMETER + PREFIX.encode()
     for pair in query.split(b"&"):
@@ -168,7 +176,7 @@ def take_tickets(scope: Scope) -> list[str]:
             rest.append(pair)
     if tickets:
         scope["query_string"] = b"&".join(rest)
-    return tickets
+        scope[_HIDDEN] = [*scope.get(_HIDDEN, []), *tickets]
 
 
 def _comes_from(origin: str | None, scope: Scope) -> bool:

@@ -25,8 +25,10 @@ class LimitedSocket:
     The `receive` and `send` of one WebSocket, with its frames counted by `gate`.
 
     Over the limit the WebSocket is closed with 4429; with `over="wait"` a frame is handed on when its time has come,
-    and nothing is read meanwhile. After `end` the application receives `websocket.disconnect`, and its sends raise
-    `OSError`. `replaceable`: `end` may come from outside, while the application waits.
+    and nothing is read meanwhile. Who is over it for `max_wait` seconds on end is closed all the same: while frames of
+    theirs wait to be read, nobody notices that they have gone. After `end` the application receives
+    `websocket.disconnect`, and its sends raise `OSError`. `replaceable`: `end` may come from outside, while the
+    application waits.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class LimitedSocket:
         *,
         clock: Clock,
         over: Literal["close", "wait"],
+        max_wait: float,
         replaceable: bool,
     ) -> None:
         self._gate = gate
@@ -46,6 +49,9 @@ class LimitedSocket:
         self._send = send
         self._clock = clock
         self._over = over
+        self._max_wait = max_wait
+        self._waited = 0.0  # seconds on end
+        self._rested = False  # for the frame that is held
         self._buckets: dict[object, TokenBucket] = {}
         self._held: Message | None = None  # read, and not handed on yet: a cancelled receive loses nothing
         self._ended: Message | None = None
@@ -66,10 +72,14 @@ class LimitedSocket:
             if self._has_ended():  # from outside, while the store was asked
                 return self._disconnect()
             if retry_after == 0.0:
-                self._held = None
+                if not self._rested:
+                    self._waited = 0.0
+                self._held, self._rested = None, False
                 return message
-            if self._over == "wait" and retry_after is not None:
-                await self._rest(retry_after)
+            if self._over == "wait" and retry_after is not None and self._waited < self._max_wait:
+                wait = min(retry_after, self._max_wait - self._waited)
+                self._waited, self._rested = self._waited + wait, True
+                await self._rest(wait)
                 continue
             code = "too_expensive" if retry_after is None else "rate_limited"
             logger.info("a WebSocket went over its limit of frames and is closed: %s", code)

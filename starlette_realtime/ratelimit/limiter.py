@@ -38,8 +38,9 @@ class RateLimiter:
     As ASGI middleware it answers a request over `requests` with 429, `Retry-After` and the error as JSON; refuses a
     handshake over `handshakes` with 429 (a browser's is accepted and closed with 4429, as it can't read a status);
     and counts the `frames` of each WebSocket. Over that limit the WebSocket is closed with 4429; with `over="wait"`
-    the frames that are too many wait, and nothing more is read meanwhile. `joins`, `publishes` and gates of one's own
-    (`gate`) are for whoever knows what a frame means.
+    the frames that are too many wait, and nothing more is read meanwhile; who is over it for `max_wait` seconds on end
+    is closed then, as nobody notices that a peer has gone while frames of it wait. `joins`, `publishes` and gates of
+    one's own (`gate`) are for whoever knows what a frame means.
 
     Each is a `Limit`, a rate such as "5/second", several of both, or `()` for none. A rate alone is counted by the
     connection for frames and joins, by the user for publishes, and by the address for what comes before.
@@ -69,12 +70,15 @@ class RateLimiter:
         connections_per_address: int | None = 50,
         slot: Callable[[HTTPConnection], str | None] | None = None,
         over: Over = "close",
+        max_wait: float = 60.0,
         headers: bool = False,
         store: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
         if over not in get_args(Over):
             raise ConfigurationError(f"over the limit of frames, 'close' or 'wait', not {over!r}")
+        if not max_wait > 0:
+            raise ConfigurationError(f"max_wait is in seconds and positive, not {max_wait!r}")
         for name, cap in (("user", connections_per_user), ("address", connections_per_address)):
             if cap is not None and cap < 1:
                 raise ConfigurationError(f"connections_per_{name} is 1 or more, or None for no cap, not {cap!r}")
@@ -83,6 +87,7 @@ class RateLimiter:
         self.connections_per_address = connections_per_address
         self._slot = slot
         self._over: Over = over
+        self._max_wait = max_wait
         self._headers = headers
         self._store = store
         self._bindable = (store is None, clock is None)
@@ -96,6 +101,8 @@ class RateLimiter:
         self.frames = self.gate("frames", frames)
         self.joins = self.gate("joins", joins)
         self.publishes = self.gate("publishes", publishes, "user")
+        if any(callable(limit.cost) for limit in self.publishes.limits):
+            raise ConfigurationError("a publication costs a number: let the event's own limit have a function")
 
     # --- for other components ---------------------------------------------------------------------------------------
 
@@ -258,6 +265,7 @@ class RateLimiter:
             send,
             clock=self._clock,
             over=self._over,
+            max_wait=self._max_wait,
             replaceable=own is not None,
         )
         before = self._sockets.get(slot)

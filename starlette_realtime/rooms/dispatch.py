@@ -142,7 +142,11 @@ class Rooms:
         if isinstance(command, Answer):
             return
         lanes = connection.lanes
-        refused = await self._limits.command(connection, command)
+        try:
+            refused = await self._limits.command(connection, command)
+        except Exception as exc:  # a cost or key function of the application's
+            self._failed(connection, command, exc)
+            return
         if refused is not None:
             if self._limits.goes_on(connection):
                 connection.close(4429, retry_after=refused.retry_after)

@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette_realtime.asgi import deny, header_values, milliseconds, outcome, scope_user
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.auth.refusals import challenge, why
+from starlette_realtime.auth.tickets import hide_tickets
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
 from starlette_realtime.counters import Counters
@@ -123,6 +124,7 @@ class Endpoint:
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one handshake, and the connection that comes of it."""
+        hide_tickets(scope)
         if not self._guard.origins.check(scope):
             self._tell_origin(scope)
             await self._refuse(scope, receive, send, status=403, code=4403)

@@ -83,6 +83,7 @@ class RoomRouter:
         self.clock = clock if clock is not None else Clock()
         self.store = store if store is not None else MemoryStore(clock=self.clock)
         self.counters = Counters()
+        self._makes_tickets = guard is not None  # an outer one could not read those of ours
         self.guard = guard if guard is not None else AuthGuard(authenticate=ScopeUser(), clock=self.clock)
         self.limiter = limiter if limiter is not None else RateLimiter()
         self.guard.bind(self.store, self.clock)
@@ -249,7 +250,7 @@ class RoomRouter:
             return None
         if kind == "websocket":
             return self._endpoint.websocket if path == "/ws" else None
-        if path == "/ticket":
+        if path == "/ticket" and self._makes_tickets:
             return self._tickets
         return self._scripts if self._scripts.has(path) else None
 

@@ -125,6 +125,8 @@ class Tickets:
         origins = header_values(scope, b"origin")
         if not origins:
             return [(b"vary", b"origin")]
+        if self._guard.origins.any:
+            return [(b"access-control-allow-origin", b"*")]  # without credentials: a cookie's user is not any page's
         return [
             (b"vary", b"origin"),
             (b"access-control-allow-origin", origins[0]),

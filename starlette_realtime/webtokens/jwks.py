@@ -144,7 +144,8 @@ def load_keys_module() -> Any:
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     secure = parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname))
-    if not secure or not parts.hostname or parts.username is not None:
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if not secure or not plain or not parts.hostname or parts.username is not None:
         raise ConfigurationError(f"keys are fetched by https (http from this machine only), and not from {url!r}")
 
 
@@ -163,8 +164,25 @@ class _Stay(HTTPRedirectHandler):
         return None
 
 
+MOST_FETCHES = 8
+"""How many fetches of this process may be under way, those that nobody waits for any more included."""
+
+_fetching: set[object] = set()
+
+
 async def _get(url: str, *, timeout: float, max_bytes: int) -> bytes:
-    return await anyio.to_thread.run_sync(_get_now, url, timeout, max_bytes, abandon_on_cancel=True)
+    if len(_fetching) >= MOST_FETCHES:  # abandoned ones, of a server that drips its answer
+        raise URLError("earlier fetches have not ended")
+    return await anyio.to_thread.run_sync(_fetch, url, timeout, max_bytes, abandon_on_cancel=True)
+
+
+def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
+    thread = object()
+    _fetching.add(thread)
+    try:
+        return _get_now(url, timeout, max_bytes)
+    finally:
+        _fetching.discard(thread)
 
 
 def _get_now(url: str, timeout: float, max_bytes: int) -> bytes:

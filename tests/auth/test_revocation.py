@@ -347,6 +347,23 @@ async def test_a_lost_message_costs_no_more_than_the_bound(
         await peer.ended()
 
 
+async def test_an_entered_guard_reads_on_when_nobody_is_there_any_more(
+    clock: FakeClock, tokens: SignedTokens, store: MemoryStore
+) -> None:
+    sibling = store.sibling()
+    here = AuthGuard(authenticate=tokens, store=store, clock=clock)
+    there = AuthGuard(Listening(), authenticate=tokens, store=sibling, clock=clock)
+    async with here, there:
+        async with Peer(there, headers=bearer(tokens.issue("ada"))):
+            pass
+        sibling.faults.drop(1)
+        await here.revoke_user("ada")
+        await settle()
+        assert there.gauges()["revocations_known"] == 0
+        await clock.advance(BOUND)
+        assert there.gauges()["revocations_known"] == 1
+
+
 async def test_a_guard_that_was_not_entered_ends_it_within_the_bound(
     clock: FakeClock, tokens: SignedTokens, store: MemoryStore
 ) -> None:
@@ -411,6 +428,7 @@ async def test_what_is_published_while_it_reads_is_not_lost(
     await clock.advance(1.0)
     await entering
     assert await code_of(there, token) == "revoked"
+    assert await code_of(there, tokens.issue("ada")) == "", "and no more than was published"
     await there.__aexit__(None, None, None)
 
 

@@ -1,6 +1,8 @@
 """Tickets: one use, soon, by whom and from where they were issued to."""
 
 import asyncio
+import base64
+import hmac
 from typing import Any
 
 import msgspec
@@ -275,6 +277,24 @@ async def test_secrets_rotate(clock: FakeClock) -> None:
     assert await old.refused(both.ticket()) == INVALID
     with pytest.raises(ConfigurationError, match="at least 16 bytes"):
         Site(clock, secret="short")
+
+
+async def test_a_ticket_is_signed_for_nothing_else_and_has_an_id_of_128_bits(clock: FakeClock) -> None:
+    asked: list[int] = []
+
+    def entropy(size: int) -> bytes:
+        asked.append(size)
+        return b"\x07" * size
+
+    payload, _, signed = Site(clock, entropy=entropy).ticket().removeprefix("rtt1.").rpartition(".")
+    key = hmac.digest(SECRET.encode(), b"starlette-realtime.ticket", "sha256")
+    expected = base64.urlsafe_b64encode(hmac.digest(key, payload.encode(), "sha256")).rstrip(b"=").decode()
+    assert signed == expected
+    assert asked == [16]
+
+
+async def test_a_handshake_need_not_have_a_query(site: Site) -> None:
+    assert await site.guard.handshake({"type": "websocket", "headers": []}) is None
 
 
 async def test_without_a_secret_the_guard_has_one_of_its_own(clock: FakeClock) -> None:

@@ -97,6 +97,45 @@ async def test_the_frames_that_are_too_many_wait_in_order() -> None:
         assert listener.heard == [f"{n}" for n in range(10)]
 
 
+async def test_who_has_to_wait_for_too_long_on_end_is_closed() -> None:
+    async with listened(frames=Limit("1/second", burst=1), over="wait", max_wait=5.0) as (peer, listener, clock):
+        for n in range(100):
+            peer.push(f"{n}")
+        for _ in range(20):
+            await clock.advance(0.5)
+        closed = await peer.wait_closed()
+        assert (closed.code, closed.reason.partition(";")[0]) == (4429, "rate_limited")
+        assert 5 <= len(listener.heard) <= 7
+
+
+async def test_a_limit_that_is_slower_than_the_longest_wait_ends_by_it() -> None:
+    async with listened(frames="1/hour", over="wait", max_wait=5.0) as (peer, listener, clock):
+        peer.push("0")
+        peer.push("1")
+        await clock.advance(4.9)
+        await settle()
+        assert peer.closed is None
+        await clock.advance(0.2)
+        assert (await peer.wait_closed()).code == 4429
+        assert listener.heard == ["0"]
+
+
+async def test_who_catches_up_in_between_may_wait_again() -> None:
+    async with listened(frames=Limit("1/second", burst=1), over="wait", max_wait=3.0) as (peer, listener, clock):
+        for begun in range(0, 20, 2):
+            peer.push(f"{begun}")
+            peer.push(f"{begun + 1}")
+            for _ in range(10):
+                await clock.advance(0.5)
+        assert len(listener.heard) == 20
+        assert peer.closed is None
+
+
+def test_a_longest_wait_is_positive() -> None:
+    with pytest.raises(ConfigurationError, match="max_wait"):
+        RateLimiter(max_wait=0.0)
+
+
 async def test_a_receive_that_is_cancelled_while_its_frame_waits_loses_nothing() -> None:
     heard: list[str] = []
     waits = 0

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from starlette_realtime import Limit, Member, RateLimiter, Realtime
+from starlette_realtime import ConfigurationError, Limit, Member, RateLimiter, Realtime
+from starlette_realtime.messages import Send
 from starlette_realtime.testing import settle
 from tests.rooms.support import Client, Failed, World, serving
 
@@ -179,3 +180,22 @@ async def test_handlers_of_rooms_with_the_same_event_count_apart() -> None:
         await ann.call("event", room="two", event="ping")
         with pytest.raises(Failed):
             await ann.call("event", room="one", event="ping")
+
+
+async def test_a_cost_function_that_fails_is_an_error_of_the_server_and_the_connection_lives() -> None:
+    def cost(command: Any) -> float:
+        if isinstance(command, Send) and command.event == "named":
+            raise RuntimeError("a bug in the application")
+        return 1.0
+
+    async with world_with(frames=Limit("100/second", cost=cost)) as world:
+        ann = await world.enter("ann", "chat:1")
+        with pytest.raises(Failed) as failed:
+            await event(ann, "named")
+        assert failed.value.code == "internal"
+        await event(ann, "free")
+
+
+def test_a_publication_costs_a_number() -> None:
+    with pytest.raises(ConfigurationError, match="costs a number"):
+        RateLimiter(publishes=Limit("10/second", by="user", cost=len))

@@ -9,8 +9,11 @@ from typing import Any
 import httpx2
 import pytest
 from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
 
-from starlette_realtime import Limit, RateLimiter, Realtime, SignedTokens
+from starlette_realtime import AuthGuard, Limit, RateLimiter, Realtime, RoomRouter, SignedTokens
 from starlette_realtime.testing import FakeClock
 from tests.server.support import dial, handshake, mounted
 from tests.support.server import RunningServer, serve
@@ -154,9 +157,10 @@ async def test_a_store_that_is_away_is_a_503() -> None:
         try:
             waiting = handshake(site.server, path=f"/realtime/ws?ticket={ticket}")
             task = asyncio.ensure_future(waiting)
-            while not task.done():
-                await site.realtime.clock.advance(0.5)  # type: ignore[attr-defined]
-                await asyncio.sleep(0)
+            async with asyncio.timeout(10.0):
+                while not task.done():
+                    await site.realtime.clock.advance(0.5)  # type: ignore[attr-defined]
+                    await asyncio.sleep(0)
             assert (await task).status == 503
         finally:
             site.realtime.store.faults.resume()  # type: ignore[attr-defined]
@@ -173,3 +177,43 @@ async def test_claims_that_no_ticket_can_hold_are_the_servers_fault(caplog: pyte
         response = await site.ask(**site.bearer("ann", claims={"novel": secrets.token_urlsafe(3_500)}))
         assert (response.status_code, response.json()["code"]) == (500, "internal")
     assert "too long" in caplog.text
+
+
+async def test_a_cookies_user_gives_no_ticket_to_any_page() -> None:
+    class ByCookie(AuthenticationBackend):
+        async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+            name = conn.cookies.get("who")
+            return (AuthCredentials(), SimpleUser(name)) if name else None
+
+    app = mounted(Realtime(authenticate=ByCookie(), origins="*"))
+    async with serve(app) as server, httpx2.AsyncClient(base_url=server.url) as http:
+        headers = {**JSON, "origin": "https://foe.example", "cookie": "who=ann"}
+        answer = await http.post("/realtime/ticket", headers=headers)
+        # Without this header, a page can't read what it asked for with somebody's cookies (Fetch, section 4.9).
+        assert "access-control-allow-credentials" not in answer.headers
+        assert answer.headers["access-control-allow-origin"] == "*"
+
+
+async def test_behind_another_guard_tickets_are_not_the_routers() -> None:
+    tokens = SignedTokens("a secret that only these tests know")
+    router = RoomRouter(path="/realtime")
+    app = Starlette(middleware=[Middleware(AuthGuard, authenticate=tokens), Middleware(router.wrap)])
+    async with serve(app) as server, httpx2.AsyncClient(base_url=server.url) as http:
+        headers = {**JSON, "authorization": f"Bearer {tokens.issue('ann')}"}
+        assert (await http.post("/realtime/ticket", headers=headers)).status_code == 404
+
+
+@pytest.mark.parametrize("origin", ["null", "https://foe.example"])
+async def test_a_ticket_is_in_no_log_even_where_the_handshake_is_refused(
+    origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with running() as site:
+        ticket = await site.ticket("ann")
+        caplog.clear()
+        answer = await handshake(site.server, f"Origin: {origin}", path=f"/realtime/ws?ticket={ticket}")
+        assert answer.close[0] == 4403
+        assert caplog.text
+        assert ticket not in caplog.text
+        async with dial(site.server, f"/realtime/ws?ticket={ticket}") as peer:
+            assert (await peer.auth())["user"] == "ann"  # it was not used up

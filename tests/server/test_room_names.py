@@ -105,7 +105,7 @@ UNKNOWN = [
     "rt:",
 ]
 
-FOREIGN = ["user:", "user:bob", "user:alice", "user:%61lice", "user:alice\n", "user:bob:1", "user:" + "b" * 5000]
+FOREIGN = ["user:", "user:bob", "user:%61lice", "user:alice\n", "user:bob:1", "user:" + "b" * 5000]
 
 
 def _name(room: str) -> str:
@@ -232,3 +232,12 @@ async def test_anonymous_clients_are_let_into_public_rooms_alone(site: Site) -> 
         assert (await stranger.refused("join", room="user:None"))["code"] == "forbidden"
         await stranger.do("join", room="open:house")
         assert not stranger.heard("joined")
+
+
+async def test_ones_own_room_may_be_joined_again_to_go_back_to_where_one_was(site: Site, peer: Peer) -> None:
+    await peer.expect("joined", room="user:alice")
+    begun = (await peer.do("join", room="user:alice"))["position"]
+    await site.realtime.send_to_user("alice", "note", 1)
+    again = await peer.do("join", room="user:alice", since=begun)
+    assert again["recovered"] is True
+    assert [event["data"] for event in again["events"]] == [1]
