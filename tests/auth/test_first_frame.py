@@ -106,6 +106,9 @@ async def test_the_first_frame_authenticates_and_the_application_is_called_then(
         await peer.send("hello")
         assert await peer.receive() == "hello"
         assert peer.subprotocol is None
+    async with Peer(guarded(clock, tokens)) as peer:
+        await peer.send({"type": "auth", "id": 8, "token": tokens.issue("ada", expires_in=0.25)})
+        assert (await peer.receive_json())["data"] == {"user": "ada", "expires_in": 0.25}
     assert clock.timers == 0
 
 
@@ -253,6 +256,7 @@ async def test_who_is_forbidden_or_cannot_be_told_now_is_closed_so(clock: FakeCl
             frames, closed = await ends(peer)
             assert (closed.code, closed.reason) == (code, reason)
             assert frames[0]["type"] == "error"
+            assert frames[0].get("retry_after") == (3.0 if token == "away" else None)
     async with Peer(app) as peer:
         await peer.send({"type": "auth", "token": "slow"})
         await clock.advance(5.0)
@@ -404,6 +408,7 @@ async def test_who_does_not_read_is_given_up(clock: FakeClock, tokens: SignedTok
 async def test_so_many_and_no_more_are_waited_for(
     clock: FakeClock, tokens: SignedTokens, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="starlette_realtime")
     app = guarded(clock, tokens, max_waiting=2)
     peers = [Peer(app), Peer(app)]
     for peer in peers:

@@ -350,18 +350,51 @@ async def test_a_lost_message_costs_no_more_than_the_bound(
 async def test_an_entered_guard_reads_on_when_nobody_is_there_any_more(
     clock: FakeClock, tokens: SignedTokens, store: MemoryStore
 ) -> None:
-    sibling = store.sibling()
-    here = AuthGuard(authenticate=tokens, store=store, clock=clock)
-    there = AuthGuard(Listening(), authenticate=tokens, store=sibling, clock=clock)
-    async with here, there:
+    there = AuthGuard(Listening(), authenticate=tokens, store=store, clock=clock)
+    async with there:
         async with Peer(there, headers=bearer(tokens.issue("ada"))):
             pass
-        sibling.faults.drop(1)
-        await here.revoke_user("ada")
-        await settle()
-        assert there.gauges()["revocations_known"] == 0
+        store.backend.revoke("u:ada", clock.time())  # and no message of it, nor a gap where one was
         await clock.advance(BOUND)
         assert there.gauges()["revocations_known"] == 1
+
+
+async def test_a_guard_that_was_entered_twice_hears_until_it_is_left_twice(
+    clock: FakeClock, tokens: SignedTokens, store: MemoryStore
+) -> None:
+    here = AuthGuard(authenticate=tokens, store=store, clock=clock)
+    there = AuthGuard(authenticate=tokens, store=store.sibling(), clock=clock)
+    async with here, there:
+        async with there:
+            pass
+        await here.revoke_user("ada")
+        await settle()
+        assert there.gauges()["revocations_known"] == 1
+
+
+async def test_a_guard_that_was_left_hears_nothing_more(
+    clock: FakeClock, tokens: SignedTokens, store: MemoryStore
+) -> None:
+    guard = AuthGuard(authenticate=tokens, store=store, clock=clock)
+    async with store:
+        async with guard:
+            assert store.gauges()["subscribers"] == 1
+        assert store.gauges()["subscribers"] == 0
+        await store.revoke("u:ada", issued_before=clock.time())
+        await settle()
+        assert guard.gauges()["revocations_known"] == 0
+
+
+async def test_who_says_when_it_was_issued_is_as_old_as_that(clock: FakeClock) -> None:
+    """Whoever is asked live may know it of a session that began earlier."""
+    began = clock.time()
+    guard = AuthGuard(authenticate=lambda token: Identity(token, issued_at=float(began)), clock=clock)
+    await clock.advance(60.0)
+    assert (await guard.authenticate("ada", SCOPE)).issued_at == began
+    await guard.revoke_user("ada", issued_before=began + 1)
+    assert await code_of(guard, "ada") == "revoked"
+    ahead = AuthGuard(authenticate=lambda token: Identity(token, issued_at=clock.time() + 60), clock=clock)
+    assert (await ahead.authenticate("ada", SCOPE)).issued_at == clock.time(), "and no younger than its use"
 
 
 async def test_a_guard_that_was_not_entered_ends_it_within_the_bound(
@@ -608,10 +641,12 @@ async def test_a_guard_cannot_be_entered_while_the_store_is_away(
 async def test_the_guard_can_be_left_while_the_store_is_away(
     clock: FakeClock, tokens: SignedTokens, guard: AuthGuard, store: MemoryStore
 ) -> None:
+    before = asyncio.all_tasks()
     await guard.__aenter__()
     store.faults.stall()
     await clock.advance(10.0)
     await stalled(store, clock, guard.__aexit__(None, None, None))
+    assert asyncio.all_tasks() == before
     store.faults.resume()
     async with guard:
         assert await code_of(guard, tokens.issue("ada")) == ""
