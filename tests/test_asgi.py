@@ -147,6 +147,11 @@ async def test_a_browser_is_accepted_told_and_closed() -> None:
     ]
 
 
+async def test_a_browser_is_told_when_to_come_back() -> None:
+    sent = await refuse(request(origin="https://a.example"), status=429, code=4429, retry_after=2.0)
+    assert sent[-1] == {"type": "websocket.close", "code": 4429, "reason": "rate_limited;2"}
+
+
 async def test_a_browser_that_offered_no_subprotocol_gets_none() -> None:
     assert (await refuse(request(origin="null"), status=403, code=4403))[0]["subprotocol"] is None
 

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from starlette_realtime import ConfigurationError, Identity, Unauthenticated, Unavailable
 from starlette_realtime.testing import FakeClock, settle
 from starlette_realtime.webtokens import JWKS, JSONWebTokens, Keys
+from starlette_realtime.webtokens.jwks import MOST_FETCHES
 from starlette_realtime.webtokens.reader import MAX_TOKEN
 from tests.support.waiting import until
 
@@ -773,6 +774,9 @@ async def test_each_algorithm_verifies_by_a_published_key(clock: FakeClock, algo
         "https://",
         "https://user:password@login.example/keys",
         "login.example/keys",
+        "https://login.example/the keys",
+        "https://login.example/schlüssel",
+        "https://login.example/keys\x7f",
         "",
     ],
 )
@@ -896,6 +900,14 @@ async def test_a_proxy_is_asked_for_what_is_elsewhere(monkeypatch: pytest.Monkey
         with pytest.raises(Unavailable):
             await tokens.read(token_of("a"))
     assert [line.split()[:2] for line in asked] == [[b"CONNECT", b"login.example:443"]]
+
+
+async def test_fetches_that_have_ended_stand_in_the_way_of_none() -> None:
+    body = json.dumps({"keys": [jwk("ES256", "a")]}).encode()
+    with web(answering(body)) as url:
+        for n in range(MOST_FETCHES + 1):
+            tokens = reader(JWKS(f"{url}/{n}"), algorithms=["ES256"])
+            assert (await tokens.read(token_of("a"))).user == "ada"
 
 
 async def test_a_redirect_is_not_followed() -> None:

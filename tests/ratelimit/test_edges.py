@@ -11,11 +11,20 @@ from starlette.authentication import SimpleUser
 from starlette_realtime.errors import RateLimited
 from starlette_realtime.ratelimit import Decision, Limit, Rate, RateLimiter, TokenBucket
 from starlette_realtime.store import MemoryStore
+from starlette_realtime.store.quotas import MemoryQuotas
 from starlette_realtime.testing import FakeClock, Peer, Rejected
-from starlette_realtime.types import ASGIApp, Receive, Scope, Send
-from tests.ratelimit.support import Gone, RemoteStore, scope, subject
+from starlette_realtime.types import ASGIApp, Message, Receive, Scope, Send
+from tests.ratelimit.support import PUBLIC, Gone, RemoteStore, scope, subject
 
 ADA, BOB = subject("ada"), subject("bob")
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Say what is heard."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
 
 
 def named(app: ASGIApp, user: str) -> ASGIApp:
@@ -132,6 +141,65 @@ async def test_while_the_store_is_away_one_users_excess_is_not_anothers() -> Non
     assert [(await gate.take(BOB, {})).allowed for _ in range(3)] == [True, True, False]
 
 
+async def test_while_the_store_is_away_the_share_of_a_limit_is_told_which_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = RemoteStore(clock=(clock := FakeClock()))
+    limits = [Limit("2/minute", by="user", shared=True), Limit("90/minute", by="user", shared=True)]
+    gate = RateLimiter(store=store).gate("things", limits)
+    async with store, store.sibling():
+        assert (await gate.take(BOB, {})).allowed
+        store.remote.error = Gone()
+        assert (await gate.take(ADA, {})).allowed
+        assert await gate.take(ADA, {}) == Decision(False, 60.0, 0, 1, 60.0, "things-1")
+        store.remote.error = None
+        await clock.advance(60.1)
+        assert (await gate.take(ADA, {})).allowed
+    assert caplog.text.count("the store is away: limits are counted in this process alone, divided by 2 (Gone())") == 1
+
+
+async def test_a_large_thing_that_a_fixed_window_refuses_takes_no_room_from_small_ones() -> None:
+    store = RemoteStore(clock=FakeClock())
+    limit = Limit("3/minute", by="user", shared=True, strategy="fixed-window", cost=lambda what: what)
+    full, gate = (RateLimiter(store=each).gate("things", limit) for each in (store.sibling(), store))
+    assert (await full.take(ADA, {}, 2)).allowed
+    assert not (await gate.take(ADA, {}, 2)).allowed
+    assert (await gate.take(ADA, {}, 1)).allowed
+    assert not (await gate.take(ADA, {}, 1)).allowed
+
+
+class SetBack(FakeClock):
+    """A clock whose Unix time is set by hand."""
+
+    unix = 100.0
+
+    def time(self) -> float:
+        return self.unix
+
+
+async def test_a_clock_that_was_set_back_makes_no_hit_older() -> None:
+    quotas = MemoryQuotas(clock := SetBack())
+    assert await quotas.acquire_entry("a", 2, 10)
+    clock.unix = 50.0
+    assert await quotas.acquire_entry("a", 2, 10)
+    clock.unix = 61.0
+    for other in ("b", "c", "d"):
+        assert await quotas.acquire_entry(other, 2, 10)
+    assert not await quotas.acquire_entry("a", 2, 10)
+    clock.unix = 110.1
+    assert await quotas.acquire_entry("a", 2, 10)
+
+
+async def test_a_hit_at_the_very_edge_of_a_window_is_told_no_more() -> None:
+    quotas = MemoryQuotas(clock := SetBack())
+    assert await quotas.acquire_entry("a", 9, 10)
+    clock.unix = 105.0
+    assert await quotas.acquire_entry("a", 9, 10, 3)
+    assert await quotas.get_moving_window("a", 9, 10) == (100.0, 4)
+    clock.unix = 110.0
+    assert await quotas.get_moving_window("a", 9, 10) == (105.0, 3)
+
+
 @pytest.mark.parametrize("name", ["\ud800", "\ud800" * 200], ids=["short", "long"])
 async def test_any_name_can_be_counted(name: str) -> None:
     store = MemoryStore(clock=FakeClock())
@@ -144,15 +212,8 @@ async def test_any_name_can_be_counted(name: str) -> None:
 
 
 async def test_frames_are_counted_by_the_user_over_sockets_and_by_what_they_cost() -> None:
-    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (message := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": message["text"]})
-
-    clock = FakeClock()
     frames = [Limit("10/minute", by="user", cost=len), Limit("9/minute", by="connection")]
-    limiter = RateLimiter(echo, frames=frames, clock=clock)
+    limiter = RateLimiter(echo, frames=frames, clock=FakeClock())
 
     async with Peer(named(limiter, "ada")) as one, Peer(named(limiter, "ada")) as other:
         await one.send("abcdef")
@@ -250,6 +311,80 @@ async def test_a_handshake_whose_group_is_cancelled_leaves_no_slot() -> None:
 async def test_a_limiter_without_connections_holds_nothing() -> None:
     gauges = RateLimiter(clock=FakeClock()).gauges()
     assert set(gauges.values()) == {0}
+
+
+@pytest.mark.parametrize("headers", [False, True])
+@pytest.mark.parametrize("requests", [(), "9/minute"])
+async def test_what_an_application_hears_and_says_is_as_without_a_limiter(requests: Any, headers: bool) -> None:
+    heard: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]})
+        await send({"type": "http.response.body", "body": b"own"})
+
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"whatever"}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    await RateLimiter(app, requests=requests, headers=headers, clock=FakeClock())(scope(), receive, send)
+    assert heard == [{"type": "http.request", "body": b"whatever"}]
+    start, body = said
+    names = [name for name, _ in start["headers"]]
+    assert names == ([b"x-own", b"ratelimit-policy", b"ratelimit"] if headers and requests else [b"x-own"])
+    assert body == {"type": "http.response.body", "body": b"own"}
+
+
+async def test_a_response_without_headers_gets_the_limiters_alone() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204})
+
+    said: list[Message] = []
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads")
+
+    await RateLimiter(app, requests="9/minute", headers=True, clock=FakeClock())(scope(), receive, send)
+    assert [name for name, _ in said[0]["headers"]] == [b"ratelimit-policy", b"ratelimit"]
+
+
+async def test_the_lifespan_passes_through() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": f"{(await receive())['type']}.complete"})
+
+    said: list[str] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        said.append(message["type"])
+
+    await RateLimiter(app, clock=FakeClock())({"type": "lifespan"}, receive, send)
+    assert said == ["lifespan.startup.complete"]
+
+
+async def test_frames_of_who_has_no_name_are_counted_by_the_socket_though_the_address_is_the_same() -> None:
+    limiter = RateLimiter(echo, frames=Limit("2/minute", by="user"), clock=FakeClock())
+
+    async def from_one_house(scope: Scope, receive: Receive, send: Send) -> None:
+        await limiter({**scope, "client": PUBLIC}, receive, send)
+
+    async with Peer(from_one_house) as one, Peer(from_one_house) as other:
+        for peer in (one, other):
+            for text in ("a", "b"):
+                await peer.send(text)
+                assert await peer.receive() == text
+        await one.send("c")
+        assert (await one.wait_closed()).code == 4429
+        assert other.closed is None
 
 
 async def test_a_handshake_is_counted_by_its_user_and_by_what_it_costs() -> None:
