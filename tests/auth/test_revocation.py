@@ -465,6 +465,31 @@ async def test_what_is_published_while_it_reads_is_not_lost(
     await there.__aexit__(None, None, None)
 
 
+async def test_a_reading_that_knows_more_than_the_messages_is_believed(
+    clock: FakeClock, tokens: SignedTokens, store: MemoryStore
+) -> None:
+    class Late(MemoryStore):
+        """Answers after a while, with what is so then."""
+
+        async def revocations(self) -> Mapping[str, float]:
+            await clock.sleep(1.0)
+            return await super().revocations()
+
+    late = Late(clock=clock, backend=store.backend)
+    here = AuthGuard(authenticate=tokens, store=store, clock=clock)
+    there = AuthGuard(authenticate=tokens, store=late, clock=clock)
+    entering = asyncio.create_task(there.__aenter__())
+    await settle()
+    await here.revoke_user("ada")
+    await settle()
+    late.faults.drop(1)
+    await here.revoke_user("ada", issued_before=clock.time() + 60)
+    await clock.advance(1.0)
+    await entering
+    assert await code_of(there, tokens.issue("ada")) == "revoked"
+    await there.__aexit__(None, None, None)
+
+
 async def test_callbacks_hear_of_each_revocation_once(
     clock: FakeClock, tokens: SignedTokens, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_limits_frame_is_due_below_a_quarter_and_not_at_it() -> None:
 # --- who is counted ---------------------------------------------------------------------------------------------------
 
 
-async def test_while_the_store_is_away_one_users_excess_is_not_anothers() -> None:
+async def test_while_the_store_is_away_one_users_excess_is_not_anothers(caplog: pytest.LogCaptureFixture) -> None:
     store = RemoteStore(clock=FakeClock())
     store.remote.error = Gone()
     # A bucket of its own would refuse ada before the store is asked: this limiter has seen nothing of her yet.
@@ -139,6 +139,7 @@ async def test_while_the_store_is_away_one_users_excess_is_not_anothers() -> Non
     gate = RateLimiter(store=store).gate("things", limits)
     assert [(await gate.take(ADA, {})).allowed for _ in range(3)] == [True, True, False]
     assert [(await gate.take(BOB, {})).allowed for _ in range(3)] == [True, True, False]
+    assert caplog.text.count("the store is away") == 1, "though it was never there"
 
 
 async def test_while_the_store_is_away_the_share_of_a_limit_is_told_which_is_said_once(
