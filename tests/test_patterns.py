@@ -137,6 +137,14 @@ def test_formatting_refuses_what_would_not_match(params: dict[str, str | int]) -
         Pattern("doc:{org}:{n:int}").format(**params)
 
 
+def test_formatting_says_what_it_takes() -> None:
+    for template, takes in (("doc:{org}:{n:int}", "takes org=…, n=…"), ("lobby", "takes no parameters")):
+        with pytest.raises(ValueError, match=takes):
+            Pattern(template).format(room="a")
+    with pytest.raises(ValueError, match=r"'n' of .* takes int"):
+        Pattern("doc:{n:int}").format(n=True)
+
+
 def test_formatting_makes_no_reserved_name() -> None:
     with pytest.raises(ValueError, match="no room name"):
         Pattern("{kind}:{id}").format(kind="user", id="1")

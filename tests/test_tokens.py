@@ -75,9 +75,11 @@ def test_a_clock_that_steps_back_refuses_nobody() -> None:
 def test_a_shorter_max_age_holds_for_older_tokens() -> None:
     clock = Wrist()
     token = SignedTokens(SECRET, clock=clock, max_age=3600.0).issue("ada")
-    strict = SignedTokens(SECRET, clock=clock, max_age=60.0)
+    strict, brief = (SignedTokens(SECRET, clock=clock, max_age=age) for age in (60.0, 0.5))
+    assert brief.read(token).expires_at == 1_800_000_000.5
     clock.unix += 59.999
     assert strict.read(token).expires_at == 1_800_000_060.0
+    assert refused(brief, token) == "expired"
     clock.unix += 0.001
     assert refused(strict, token) == "expired"
 

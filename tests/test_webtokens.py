@@ -3,14 +3,16 @@
 import asyncio
 import base64
 import json
+import ssl
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -27,8 +29,9 @@ from hypothesis import strategies as st
 from starlette_realtime import ConfigurationError, Identity, Unauthenticated, Unavailable
 from starlette_realtime.testing import FakeClock, settle
 from starlette_realtime.webtokens import JWKS, JSONWebTokens, Keys
-from starlette_realtime.webtokens.jwks import MOST_FETCHES
+from starlette_realtime.webtokens.jwks import MOST_FETCHES, _fetching
 from starlette_realtime.webtokens.reader import MAX_TOKEN
+from tests.support.certificate import certificate
 from tests.support.waiting import until
 
 ISSUER = "https://login.example"
@@ -313,6 +316,16 @@ async def test_each_curve_has_one_algorithm(clock: FakeClock) -> None:
             reader(public_pem(private), algorithms=[algorithm])
 
 
+async def test_a_weak_key_verifies_nothing_whatever_it_is_published_for(clock: FakeClock) -> None:
+    """RFC 7518 section 3.3."""
+    weak: Any = private_key("RSA", 9, 1024)
+    entry = jwt.get_algorithm_by_name("RS256").to_jwk(weak.public_key(), as_dict=True)
+    entry.pop("key_ops", None)
+    for more in ({}, {"alg": "RS256"}):
+        tokens = published(Issuer({**entry, **more, "kid": "a"}), clock, algorithms=["RS256"])
+        assert await refused(tokens, sign("RS256", weak, headers={"kid": "a"})) == "unauthenticated"
+
+
 async def test_a_key_that_is_published_for_one_algorithm_verifies_by_no_other(clock: FakeClock) -> None:
     tokens = published(Issuer(jwk("RS256", "a", alg="RS256")), clock, algorithms=["RS256", "RS512", "PS256"])
     assert (await tokens.read(token_of("a", algorithm="RS256"))).user == "ada"
@@ -423,6 +436,7 @@ async def test_a_longest_life_bounds_what_the_issuer_grants() -> None:
     tokens = reader(clock=clock, leeway=0.0, max_age=60.0)
     token = sign(exp=NOW + 10**6)
     assert (await tokens.read(token)).expires_at == NOW + 60
+    assert (await reader(clock=clock, leeway=0.0, max_age=0.5).read(token)).expires_at == NOW + 0.5
     assert await refused(tokens, sign(iat=None)) == "unauthenticated"
     await clock.advance(60.0)
     assert await refused(tokens, token) == "expired"
@@ -792,7 +806,7 @@ def test_keys_of_this_machine_need_no_tls(host: str) -> None:
 
 
 def test_times_that_make_no_sense_are_errors_of_the_program() -> None:
-    wrong: list[dict[str, Any]] = [{"max_age": 0.0}, {"min_interval": 0.0}, {"timeout": -1.0}, {"stale_for": -1.0}]
+    wrong: list[dict[str, Any]] = [{"max_age": 0.0}, {"min_interval": 0.0}, {"timeout": 0.0}, {"stale_for": -1.0}]
     for options in wrong:
         with pytest.raises(ConfigurationError, match="seconds"):
             JWKS(URL, **options)
@@ -805,7 +819,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @contextmanager
-def web(answer: Answer) -> Iterator[str]:
+def web(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A web server on this machine, and its address."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -815,11 +829,20 @@ def web(answer: Answer) -> Iterator[str]:
         def log_message(self, *_args: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            """In the request's own thread, as a handshake may take its time, or fail."""
+            if tls is None:
+                super().finish_request(request, client_address)
+                return
+            with suppress(OSError), tls.wrap_socket(request, server_side=True) as secured:
+                super().finish_request(secured, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -857,6 +880,17 @@ async def test_keys_come_over_http() -> None:
     async with fetching(answer) as tokens:
         assert (await tokens.read(token_of("a"))).user == "ada"
     assert asked == [("/keys", "application/json")]
+
+
+async def test_over_tls_keys_come_only_from_whom_a_known_authority_vouches_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = certificate(tmp_path)
+    with web(answering(json.dumps({"keys": [jwk("ES256", "a")]}).encode()), made.server_context()) as url:
+        with pytest.raises(Unavailable):
+            await reader(JWKS(url), algorithms=["ES256"]).read(token_of("a"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(made.ca_path))
+        assert (await reader(JWKS(url), algorithms=["ES256"]).read(token_of("a"))).user == "ada"
 
 
 async def test_keys_that_come_in_several_parts_are_put_together() -> None:
@@ -910,6 +944,56 @@ async def test_fetches_that_have_ended_stand_in_the_way_of_none() -> None:
             assert (await tokens.read(token_of("a"))).user == "ada"
 
 
+async def test_so_many_fetches_are_under_way_and_no_more() -> None:
+    asked: list[str] = []
+    go = Event()
+    body = json.dumps({"keys": [jwk("ES256", "a")]}).encode()
+
+    def late(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        go.wait(30.0)
+        answering(body)(handler)
+
+    def read(url: str) -> Awaitable[Identity]:
+        tokens = JSONWebTokens(JWKS(url, timeout=30.0), issuer=ISSUER, audience=AUDIENCE, algorithms=["ES256"])
+        return tokens.read(token_of("a", exp=time.time() + 600, iat=None))
+
+    await until(lambda: not _fetching, what="the end of what earlier tests have abandoned")
+    with web(late) as url:
+        waiting = [asyncio.ensure_future(read(f"{url}/{n}")) for n in range(MOST_FETCHES)]
+        try:
+            await until(lambda: len(asked) == MOST_FETCHES, what="all of them to be asked")
+            with pytest.raises(Unavailable):
+                async with asyncio.timeout(5.0):
+                    await read(f"{url}/more")
+            assert "/more" not in asked
+        finally:
+            go.set()
+        assert [identity.user for identity in await asyncio.gather(*waiting)] == ["ada"] * MOST_FETCHES
+
+
+async def test_who_waits_for_keys_is_told_in_time_whatever_the_fetch_still_does(clock: FakeClock) -> None:
+    go, asked = Event(), Event()
+
+    def silent(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        go.wait(30.0)
+
+    with web(silent) as url:
+        keys = JWKS(f"{url}/keys", timeout=20.0, min_interval=60.0, clock=clock)
+        tokens = JSONWebTokens(keys, issuer=ISSUER, audience=AUDIENCE, algorithms=["ES256"], clock=clock)
+        reading = asyncio.create_task(tokens.read(token_of("a")))
+        try:
+            await until(asked.is_set, what="the fetch to have begun")
+            await clock.advance(20.0)
+            await until(reading.done, what="the answer that there is none")
+            with pytest.raises(Unavailable):
+                await reading
+        finally:
+            go.set()
+    await until(lambda: not _fetching, what="the fetch to have ended")
+
+
 async def test_a_redirect_is_not_followed() -> None:
     with web(answering(json.dumps({"keys": [jwk("ES256", "a")]}).encode())) as elsewhere:
         for status in (301, 302, 303, 307, 308):
@@ -945,17 +1029,22 @@ async def test_who_never_answers_is_left_and_no_connection_stays() -> None:
         await until(left.is_set, what="the connection to be given up")
 
 
-async def test_who_answers_drop_by_drop_is_left_after_a_while() -> None:
+@pytest.mark.parametrize("start", ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Long: ", "HTTP/1.1 2"])
+async def test_who_answers_drop_by_drop_is_left_after_a_while_and_so_is_its_thread(start: str) -> None:
+    enough = Event()
+
     def drip(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
+        handler.wfile.write(start.encode())
         try:
-            while True:
+            while not enough.wait(0.005):
                 handler.wfile.write(b" ")
-                handler.wfile.flush()
         except OSError:
             pass
 
     async with fetching(drip, timeout=0.2, max_bytes=10**9) as tokens:
-        with pytest.raises(Unavailable):
-            await tokens.read(token_of("a"))
+        try:
+            with pytest.raises(Unavailable):
+                await tokens.read(token_of("a"))
+            await until(lambda: not _fetching, what="the fetch to have ended")
+        finally:
+            enough.set()

@@ -13,10 +13,9 @@ __all__ = ["challenge", "error_frame", "refuse", "why"]
 logger = logging.getLogger("starlette_realtime.auth")
 
 
-def error_frame(code: str, message: str | None = None, retry_after: float | None = None) -> str:
+def error_frame(code: str, message: str, retry_after: float | None) -> str:
     """The native protocol's `error` frame."""
-    text = message if message is not None else ERROR_CODES.get(code, code)
-    (frame,) = NativeProtocol.encode(Error(code, text, retry_after))
+    (frame,) = NativeProtocol.encode(Error(code, message, retry_after))
     assert isinstance(frame, str)
     return frame
 

@@ -2,15 +2,18 @@
 
 import asyncio
 import importlib
+import io
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 import anyio.to_thread
 import msgspec
@@ -164,6 +167,58 @@ class _Stay(HTTPRedirectHandler):
         return None
 
 
+class _Timely(io.RawIOBase):
+    """What comes from a socket, until its timeout has passed since the first look: however little comes at a time."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw
+        self._socket = sock
+        self._until = time.monotonic() + (sock.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what there is. Raises `TimeoutError`."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._socket.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """Let the socket go."""
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """An answer that comes in time or not at all: a timeout of a socket alone bounds each of its bytes."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_Timely(self.fp.detach(), sock))
+
+
+class _Plain(HTTPHandler):
+    def do_open(self, http_class: Any, req: Request, **options: Any) -> HTTPResponse:
+        """Ask, over HTTP."""
+        return super().do_open(partial(_connection, http_class), req, **options)
+
+
+class _Secure(HTTPSHandler):
+    def do_open(self, http_class: Any, req: Request, **options: Any) -> HTTPResponse:
+        """Ask, over TLS."""
+        return super().do_open(partial(_connection, http_class), req, **options)
+
+
+def _connection(http_class: Any, host: str, **options: Any) -> Any:
+    connection = http_class(host, **options)
+    connection.response_class = _Response
+    return connection
+
+
 MOST_FETCHES = 8
 """How many fetches of this process may be under way, those that nobody waits for any more included."""
 
@@ -186,17 +241,14 @@ def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
 
 
 def _get_now(url: str, timeout: float, max_bytes: int) -> bytes:
-    """Read what is there, at most one byte more than `max_bytes`; an abandoned thread ends soon, too."""
-    opener = build_opener(_Stay, ProxyHandler({})) if _is_loopback(urlsplit(url).hostname) else build_opener(_Stay)
+    """Read what is there, and little more than `max_bytes` of it; an abandoned thread ends soon, too."""
+    proxies = [ProxyHandler({})] if _is_loopback(urlsplit(url).hostname) else []
     request = Request(url, headers={"Accept": "application/json"})
-    deadline = time.monotonic() + timeout
     body = b""
     try:
-        with opener.open(request, timeout=timeout) as response:
+        with build_opener(_Stay, _Plain, _Secure, *proxies).open(request, timeout=timeout) as response:
             while len(body) <= max_bytes and (part := response.read1(16_384)):
                 body += part
-                if time.monotonic() > deadline:
-                    raise URLError("too slow")
     except HTTPError as exc:
         exc.close()
         raise

@@ -215,6 +215,24 @@ async def test_a_bad_frame_is_the_last(clock: FakeClock, tokens: SignedTokens, f
     assert clock.timers == 0
 
 
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b'{"type": "auth", "token": "t"}', "send text frames, not binary ones"),
+        ('{"type": "join"}', 'the first frame is {"type": "auth", "token": "…"}'),
+        ("x" * (MAX_FRAME + 1), f"the first frame has at most {MAX_FRAME} bytes"),
+        ("hello", "not JSON"),
+    ],
+    ids=["binary", "another", "long", "text"],
+)
+async def test_a_bad_frame_is_told_what_is_wrong_with_it(
+    clock: FakeClock, tokens: SignedTokens, frame: str | bytes, message: str
+) -> None:
+    async with Peer(guarded(clock, tokens)) as peer:
+        await peer.send(frame)
+        assert (await ends(peer))[0] == [error("bad_frame", message)]
+
+
 async def test_a_bad_token_is_told_and_closed(clock: FakeClock, tokens: SignedTokens) -> None:
     guard = AuthGuard(echo_app, authenticate=tokens, first_frame=True, clock=clock)
     old, revoked = tokens.issue("ada", expires_in=1.0), tokens.issue("eve")
@@ -302,6 +320,32 @@ async def test_what_the_application_says_instead_of_accepting_is_a_close(
 
 async def test_an_application_that_speaks_before_it_accepts_hears_of_it(clock: FakeClock, tokens: SignedTokens) -> None:
     peer = Peer(AuthGuard(early, authenticate=tokens, first_frame=True, clock=clock))
+    await peer.connect()
+    await peer.send({"type": "auth", "token": tokens.issue("ada")})
+    with pytest.raises(RuntimeError, match=r"before websocket\.accept"):
+        await peer.ended()
+
+
+async def test_a_close_without_a_code_refuses_what_is_not_accepted_yet(clock: FakeClock, tokens: SignedTokens) -> None:
+    async def shut(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.close"})
+
+    async with Peer(AuthGuard(shut, authenticate=tokens, first_frame=True, clock=clock)) as peer:
+        await peer.send({"type": "auth", "token": tokens.issue("ada")})
+        closed = (await ends(peer))[1]
+        assert (closed.code, closed.reason) == (4403, "forbidden")
+
+
+async def test_an_application_that_speaks_after_it_has_refused_hears_of_it(
+    clock: FakeClock, tokens: SignedTokens
+) -> None:
+    async def goes_on(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.close", "code": 4321})
+        await send({"type": "websocket.send", "text": "and yet"})
+
+    peer = Peer(AuthGuard(goes_on, authenticate=tokens, first_frame=True, clock=clock))
     await peer.connect()
     await peer.send({"type": "auth", "token": tokens.issue("ada")})
     with pytest.raises(RuntimeError, match=r"before websocket\.accept"):

@@ -67,21 +67,21 @@ async def test_a_challenge_tells_who_brought_nothing_from_who_brought_nothing_va
 
 
 @pytest.mark.parametrize(
-    ("token", "status", "code", "reason", "wait"),
+    ("token", "status", "code", "reason", "wait", "message"),
     [
-        ("forbidden", 403, 4403, "forbidden", None),
-        ("own", 403, 4403, "banned", None),
-        ("limited", 429, 4429, "rate_limited;7.2", "8"),
-        ("away", 503, 1013, "unavailable;0.25", "1"),
-        ("nonsense", 401, 4401, "unauthenticated", None),
+        ("forbidden", 403, 4403, "forbidden", None, "not you"),
+        ("own", 403, 4403, "banned", None, "go away"),
+        ("limited", 429, 4429, "rate_limited;7.2", "8", RateLimited(retry_after=7.2).message),
+        ("away", 503, 1013, "unavailable;0.25", "1", Unavailable().message),
+        ("nonsense", 401, 4401, "unauthenticated", None, "the token is not valid"),
     ],
 )
 async def test_programs_get_a_status_and_browsers_a_close_code(
-    app: Starlette, token: str, status: int, code: int, reason: str, wait: str | None
+    app: Starlette, token: str, status: int, code: int, reason: str, wait: str | None, message: str
 ) -> None:
     response = await request(app, headers=bearer(token))
     assert (response.status_code, response.headers.get("retry-after")) == (status, wait)
-    assert response.json()["code"] == reason.partition(";")[0]
+    assert (response.json()["code"], response.json()["message"]) == (reason.partition(";")[0], message)
     assert ("www-authenticate" in response.headers) == (status == 401)
     with pytest.raises(Rejected) as rejected:
         await Peer(app, headers=bearer(token)).connect()
@@ -116,6 +116,22 @@ async def test_another_way_may_answer_when_one_is_away(clock: FakeClock, tokens:
     for order in orders:
         with pytest.raises(Unavailable):  # nobody can tell
             await AuthGuard(authenticate=order, clock=clock).authenticate("nonsense", scope)
+
+
+async def test_the_log_says_why_exactly(
+    clock: FakeClock, tokens: SignedTokens, app: Starlette, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="starlette_realtime")
+    await request(app, headers=bearer(SignedTokens("another secret of enough bytes", clock=clock).issue("ada")))
+    assert "refused with 401: unauthenticated (ValueError: BadSignature)" in caplog.text
+    caplog.clear()
+    await request(app)
+    assert caplog.messages == ["refused with 401: unauthenticated"]
+    caplog.clear()
+    await request(app, method="POST", headers=[("Origin", "https://evil.example")], host="a" * 300)
+    (line,) = caplog.messages
+    assert "origin b'https://evil.example'" in line
+    assert f"host b'{'a' * 200}'" in line, "and no more of it"
 
 
 async def test_nothing_that_was_presented_is_logged(

@@ -267,6 +267,23 @@ async def test_no_other_token_passes_as_a_ticket_nor_a_ticket_as_a_token(site: S
         assert await refusal(site.app, path=f"/?{name}={token}") == INVALID
 
 
+async def test_why_a_ticket_is_refused_is_told(clock: FakeClock, site: Site) -> None:
+    async def told(ticket: str, *, on: Site = site, headers: Headers = ()) -> str:
+        message: str = (await request(on.app, f"/?ticket={ticket}", headers=headers)).json()["message"]
+        return message
+
+    used, old, elsewhere = site.ticket(), site.ticket(), site.ticket(origin=HOME)
+    await site.enters(used)
+    assert await told(used) == "the ticket has been used: fetch a new one"
+    assert await told(elsewhere) == "the ticket is another origin's"
+    assert "another process's" in await told(elsewhere, on=Site(clock))
+    assert await told(old, headers=bearer(site.tokens.issue("eve"))) == "the ticket is another user's"
+    assert await told(f"{old}&ticket={used}") == "bring one ticket"
+    assert await told(f"{old}x") == "the ticket is not valid"
+    await clock.advance(30.0)
+    assert await told(old) == "the ticket has expired: fetch a new one"
+
+
 async def test_secrets_rotate(clock: FakeClock) -> None:
     store = MemoryStore(clock=clock)
     old = Site(clock, store=store, secret=SECRET)
