@@ -1,5 +1,7 @@
 """Real-time for Starlette and FastAPI: rooms, presence, history with gap-free resume, acknowledgements, limits."""
 
+from typing import TYPE_CHECKING
+
 from starlette_realtime.auth import Authenticate, AuthGuard, IdentifiedUser, ScopeUser, StarletteSession, TokenReader
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
@@ -22,8 +24,22 @@ from starlette_realtime.errors import (
     Unavailable,
     UnknownRoom,
 )
-from starlette_realtime.messages import Entry, Event, Events, History, Identity, Members, Position
+from starlette_realtime.messages import (
+    ConnectionInfo,
+    Connections,
+    Counts,
+    Entry,
+    Event,
+    Events,
+    History,
+    Identity,
+    Members,
+    Node,
+    Position,
+    ProcessCounts,
+)
 from starlette_realtime.presence import PresenceTracker, UserPresence
+from starlette_realtime.publisher import Publisher, SyncPublisher
 from starlette_realtime.ratelimit import Limit, Rate, RateLimiter
 from starlette_realtime.realtime import Realtime
 from starlette_realtime.rooms import Member, Room, RoomsOptions, RoomView
@@ -31,6 +47,9 @@ from starlette_realtime.router import RoomRouter
 from starlette_realtime.store import MemoryStore, Store
 from starlette_realtime.tokens import SignedTokens
 from starlette_realtime.webtokens import JWKS, JSONWebTokens
+
+if TYPE_CHECKING:
+    from starlette_realtime.store.redis import RedisStore
 
 __version__ = "0.1.0"
 
@@ -45,8 +64,11 @@ __all__ = [
     "ConfigurationError",
     "Connection",
     "ConnectionClosed",
+    "ConnectionInfo",
     "ConnectionOptions",
+    "Connections",
     "Counters",
+    "Counts",
     "Entry",
     "Event",
     "Events",
@@ -60,15 +82,19 @@ __all__ = [
     "Member",
     "Members",
     "MemoryStore",
+    "Node",
     "NotJoined",
     "Position",
     "PresenceTracker",
+    "ProcessCounts",
     "ProtocolError",
+    "Publisher",
     "Rate",
     "RateLimited",
     "RateLimiter",
     "Realtime",
     "RealtimeError",
+    "RedisStore",
     "Refused",
     "Room",
     "RoomRouter",
@@ -79,9 +105,19 @@ __all__ = [
     "StarletteSession",
     "Store",
     "StoreError",
+    "SyncPublisher",
     "TokenReader",
     "Unauthenticated",
     "Unavailable",
     "UnknownRoom",
     "UserPresence",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `RedisStore` when somebody asks for it: it needs a driver that not everybody has."""
+    if name == "RedisStore":
+        from starlette_realtime.store.redis import RedisStore
+
+        return RedisStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

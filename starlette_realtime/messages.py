@@ -149,6 +149,55 @@ class Node(Struct, frozen=True):
     age: float
 
 
+class ConnectionInfo(Struct, frozen=True):
+    """
+    One client's connection, on any process: its public id, the process (`Node.id`) that has it, and who it is.
+
+    `user` is None for an anonymous one, and before `auth`; `since` is in Unix milliseconds; `rooms` are those that it
+    is in, without its user's own.
+    """
+
+    connection: str
+    node: str
+    user: str | None
+    since: int
+    rooms: tuple[str, ...]
+
+
+class Connections(Struct, frozen=True):
+    """
+    Connections that were asked for, the longest there first on each process.
+
+    `total` is how many there are on the processes that answered; `connections` may be fewer. `missing` are the
+    processes (`Node.id`) that did not answer in time: what they have is in neither.
+    """
+
+    connections: tuple[ConnectionInfo, ...]
+    total: int
+    missing: tuple[str, ...] = ()
+
+
+class ProcessCounts(Struct, frozen=True):
+    """How many connections one process has, of how many users, in how many rooms (user rooms aside)."""
+
+    connections: int
+    users: int
+    rooms: int
+
+
+class Counts(Struct, frozen=True):
+    """
+    How many connections there are, in total and by process (`Node.id`).
+
+    A user or a room that is on several processes counts in each. `missing` are the processes that did not answer in
+    time, and are not counted.
+    """
+
+    connections: int
+    processes: Mapping[str, ProcessCounts]
+    missing: tuple[str, ...] = ()
+
+
 class Sender(Struct, frozen=True, omit_defaults=True):
     """Who published: the public id of the connection and, where the room shows users, the user."""
 

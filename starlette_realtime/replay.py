@@ -5,10 +5,22 @@ from collections.abc import Sequence
 
 from starlette_realtime.messages import Gap, Position, Publication, Recovery
 
-__all__ = ["Replay"]
+__all__ = ["OVERHEAD", "Budget", "Replay"]
+
+OVERHEAD = 400
+"""Bytes of memory that a publication takes besides its data, about."""
 
 REMEMBERED = 256
 """How many of the last ids are known, to tell a repeat from a stream that was wound back."""
+
+
+class Budget:
+    """Bytes of memory that several replays may take together for what they hold back."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int) -> None:
+        self.left = size
 
 
 class Replay:
@@ -16,9 +28,9 @@ class Replay:
     One reader's place in one topic.
 
     It starts, and after any doubt goes on, by demanding a read of the store (`needs_read`); what arrives meanwhile is
-    held back, at most `limit_entries` publications and `limit_bytes` bytes. The caller feeds every delivery to
-    `live`, and answers each demand with the result of `Store.read(since=replay.position)` given to `recovered`; both
-    tell what to deliver now. A `Gap` is the one way in which publications may be left out.
+    held back, at most `limit_entries` publications and `limit_bytes` bytes, and what a `budget` has left. The caller
+    feeds every delivery to `live`, and answers each demand with the result of `Store.read(since=replay.position)` given
+    to `recovered`; both tell what to deliver now. A `Gap` is the one way in which publications may be left out.
 
     `position` is where the reader is: its own since a resume, or None for a reader that starts at whatever the store
     says. The rules are these: a publication that follows the last one by epoch, offset and previous id is delivered;
@@ -29,6 +41,7 @@ class Replay:
 
     __slots__ = (
         "_again",
+        "_budget",
         "_held",
         "_held_bytes",
         "_ids",
@@ -39,7 +52,12 @@ class Replay:
     )
 
     def __init__(
-        self, position: Position | None = None, *, limit_entries: int = 1_024, limit_bytes: int = 1_048_576
+        self,
+        position: Position | None = None,
+        *,
+        limit_entries: int = 1_024,
+        limit_bytes: int = 1_048_576,
+        budget: Budget | None = None,
     ) -> None:
         self.position = position
         """The last publication that was delivered, or where the reader starts."""
@@ -47,6 +65,7 @@ class Replay:
         """Whether nothing is delivered until `recovered` is called."""
         self._limit_entries = limit_entries
         self._limit_bytes = limit_bytes
+        self._budget = budget
         self._held: list[Publication] = []
         self._held_bytes = 0
         # The ids of the last offsets without a hole; the rightmost is the position's.
@@ -86,7 +105,7 @@ class Replay:
         was held back. `needs_read` is True again where that leaves a doubt.
         """
         deliver: list[Publication | Gap] = []
-        held, self._held, self._held_bytes = self._held, [], 0
+        held = self.discard()
         self.needs_read, self._again = self._again, False
         if self.position is None:
             self._adopt(recovery.position)
@@ -107,10 +126,21 @@ class Replay:
                 break
         return tuple(deliver)
 
+    def begin(self) -> None:
+        """The read that was demanded begins only now, and so accounts for whatever happened until now."""
+        self._again = False
+
     def interrupted(self) -> None:
         """Deliveries may have been lost: demand a read, or another one if one is under way."""
         self._again = self.needs_read
         self.needs_read = True
+
+    def discard(self) -> Sequence[Publication]:
+        """Hold nothing back any more: what was."""
+        if self._budget is not None:
+            self._budget.left += self._held_bytes + OVERHEAD * len(self._held)
+        held, self._held, self._held_bytes = self._held, [], 0
+        return held
 
     def check(self, recovery: Recovery) -> None:
         """
@@ -164,5 +194,10 @@ class Replay:
         if len(self._held) >= self._limit_entries or self._held_bytes + size > self._limit_bytes:
             self._again = True  # the store has it: a second read will bring it
             return
+        if self._budget is not None:
+            if self._budget.left < size + OVERHEAD:
+                self._again = True
+                return
+            self._budget.left -= size + OVERHEAD
         self._held.append(publication)
         self._held_bytes += size

@@ -20,7 +20,8 @@ LAYERS = (
     ("publisher", "router"),
     ("drain", "metrics"),
     ("realtime",),
-    ("testing",),
+    ("testing", "command"),
+    ("__main__",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 # Units that may import less than what lies below them.

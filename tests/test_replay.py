@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from starlette_realtime.messages import Gap, Position, Publication, Recovery
-from starlette_realtime.replay import REMEMBERED, Replay
+from starlette_realtime.replay import OVERHEAD, REMEMBERED, Budget, Replay
 
 START = Position("e", 0, "")
 
@@ -146,6 +146,37 @@ def test_an_interruption_during_a_read_needs_another() -> None:
     assert replay.needs_read
     replay.recovered(Recovery((), Position("e", 1, "1"), complete=True))
     assert not replay.needs_read
+
+
+def test_a_read_that_begins_after_an_interruption_is_the_other_one() -> None:
+    replay = live_at(1)
+    replay.interrupted()
+    replay.interrupted()
+    replay.begin()
+    replay.recovered(Recovery((), Position("e", 1, "1"), complete=True))
+    assert not replay.needs_read
+    replay.interrupted()
+    replay.begin()
+    replay.interrupted()
+    replay.recovered(Recovery((), Position("e", 1, "1"), complete=True))
+    assert replay.needs_read
+
+
+def test_what_several_hold_is_bounded_and_given_back() -> None:
+    budget = Budget(2 * (OVERHEAD + 10))
+    one, two = (Replay(START, budget=budget) for _ in range(2))
+    for offset in (1, 2):
+        one.live(published(offset, data=b"x" * 10))
+    two.live(published(1, data=b"x" * 10))
+    assert (one.held, two.held, budget.left) == (2, 0, 0)
+    assert two.recovered(Recovery((), START, complete=True)) == ()
+    assert two.needs_read
+    assert len(one.recovered(Recovery((), START, complete=True))) == 2
+    assert not one.needs_read
+    assert budget.left == 2 * (OVERHEAD + 10)
+    two.live(published(1, data=b"x" * 10))
+    assert [publication.position for publication in two.discard()] == [Position("e", 1, "1")]
+    assert (two.held, two.held_bytes, budget.left) == (0, 0, 2 * (OVERHEAD + 10))
 
 
 def test_a_check_demands_a_read_only_where_something_is_wrong() -> None:
@@ -298,6 +329,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.reader.needs_read and self.asked is None)
     @rule()
     def ask(self) -> None:
+        self.reader.begin()
         self.asked = self.read()
 
     @precondition(lambda self: self.asked is not None)

@@ -122,6 +122,7 @@ class Connection:
         self.timers: dict[str, Timer] = {}
         self.buckets: dict[object, Any] = {}
         self.told: dict[object, float] = {}
+        self.opened = clock.time()
         self.heard = clock.now()
         self.pinged = float("-inf")
         self.paused = False

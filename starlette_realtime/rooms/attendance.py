@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import Forbidden, StoreError, Unavailable
-from starlette_realtime.fanout import ALL, Topic
+from starlette_realtime.fanout import Fanout, Topic
 from starlette_realtime.messages import Entry, MemberInfo, Presence, Roster, ServerEvent, Status
 from starlette_realtime.payloads import Call, Handler
 from starlette_realtime.presence import Change
@@ -54,11 +54,13 @@ class Attendance:
         *,
         publishing: Publishing,
         store: Store,
+        fanout: Fanout,
         clock: Clock,
         absent: Callable[[str, Entry], Membership | None],
     ) -> None:
         self._publishing = publishing
         self._store = store
+        self._fanout = fanout
         self._clock = clock
         self._absent = absent
         self._present: dict[tuple[str, str], Membership] = {}
@@ -219,14 +221,12 @@ class Attendance:
         topic = membership.topic
         if not membership.room.presence or topic is None or topic.roster is None:
             raise Forbidden("this room doesn't show its members")
-        roster = topic.roster
-        if topic.stale or not roster.loaded or membership.connection.id not in roster:
-            try:
-                members = await self._store.members(membership.name, limit=ALL)
-            except StoreError as exc:
-                raise Unavailable from exc
-            # Never past the roster: what is told of changes later is told to whoever has a state that it has been in.
-            roster.load(members)
+        if topic.knows(membership.connection.id):
+            return
+        try:
+            await self._fanout.know(topic, membership.connection.id)
+        except StoreError as exc:
+            raise Unavailable from exc
 
     def snapshot(self, membership: Membership) -> Roster:
         """The members at this moment, as clients see them."""

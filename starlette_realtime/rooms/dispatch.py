@@ -100,7 +100,9 @@ class Rooms:
         self.fanout = Fanout(
             store, clock, control=self._control, presence_interval=options.presence_interval, counters=counters
         )
-        self.attendance = Attendance(publishing=self.publishing, store=store, clock=clock, absent=self._absent)
+        self.attendance = Attendance(
+            publishing=self.publishing, store=store, fanout=self.fanout, clock=clock, absent=self._absent
+        )
         self.joining = Joining(
             store=store,
             fanout=self.fanout,

@@ -20,7 +20,7 @@ from starlette_realtime.errors import (
     Unauthenticated,
     Unavailable,
 )
-from starlette_realtime.fanout import Fanout, read_body, to_event
+from starlette_realtime.fanout import Fanout, Topic, read_body, to_event
 from starlette_realtime.messages import (
     Entry,
     Event,
@@ -35,6 +35,7 @@ from starlette_realtime.messages import (
 from starlette_realtime.replay import Replay
 from starlette_realtime.rooms.attendance import Attendance
 from starlette_realtime.rooms.declaration import Room
+from starlette_realtime.rooms.kicks import may_be_kicked
 from starlette_realtime.rooms.member import Membership
 from starlette_realtime.store import Store
 
@@ -121,10 +122,11 @@ class Joining:
             )
             membership = Membership(connection, room, name, params, entry, by_server)
             with _Reservation(self._reserved, connection, by_server), self._coming(membership):
+                hears, began = self._fanout.hears(name), self._clock.now()
                 if not by_server:
                     await self.authorize(membership)
                 _check_kicked(membership)
-                await self._enter(membership, since, respond)
+                await self._enter(membership, since, respond, hears, began)
         if membership.told is not None:
             await asyncio.shield(membership.told)
 
@@ -158,7 +160,10 @@ class Joining:
                 logger.warning("authorize of %s returned a %s, which refuses: True is due", room.template, kind)
             raise Forbidden
 
-    async def _enter(self, membership: Membership, since: Position | None, respond: Respond) -> None:
+    async def _enter(
+        self, membership: Membership, since: Position | None, respond: Respond, hears: Topic | None, began: float
+    ) -> None:
+        """`hears`: the topic, if this process heard it when `authorize` was asked, at `began`."""
         connection, room, name = membership.connection, membership.room, membership.name
         try:
             topic = await self._fanout.attach(name, self._attendance.show(room) if room.presence else None)
@@ -167,6 +172,11 @@ class Joining:
         membership.topic = topic
         entered = False
         try:
+            if topic is not hears and room.authorizer is not None and not membership.by_server:
+                seconds = self._clock.now() - began
+                if await may_be_kicked(self._store, membership, seconds=seconds):
+                    await self.authorize(membership)
+                    _check_kicked(membership)
             replay = None
             if room.history is not None:
                 replay = Replay(since)
@@ -197,7 +207,7 @@ class Joining:
         before = connection.rooms.get(membership.name)  # itself, where it is there already
         if room.presence:
             await self._attendance.ready(membership)
-        deliveries = await self._read(membership.name, replay) if replay is not None else []
+        deliveries = await self._read(membership, replay) if replay is not None else []
         # From here to the queued answer nothing awaits, so that nothing can come in between.
         if connection.closed:
             raise ConnectionClosed(connection.close_code or 1006, connection.close_reason)
@@ -236,11 +246,15 @@ class Joining:
         connection.outbox.put_unbounded(frames, written)
         return written
 
-    async def _read(self, name: str, replay: Replay) -> list[Publication | Gap]:
+    async def _read(self, membership: Membership, replay: Replay) -> list[Publication | Gap]:
         deliveries: list[Publication | Gap] = []
         for _ in range(_READS):
-            recovery = await self._store.read(
-                name, since=replay.position, limit=self._missed, limit_bytes=self._missed_bytes
+            recovery = await self._store.recover(
+                membership.name,
+                since=replay.position,
+                limit=self._missed,
+                limit_bytes=self._missed_bytes,
+                history=membership.room.history,
             )
             deliveries += replay.recovered(recovery)
             if not replay.needs_read:
@@ -286,7 +300,9 @@ class Joining:
             return
         snapshot = await self._attendance.roster(membership) if room.presence else None
         # Everything up to there is queued for this connection already.
-        heard = membership.topic.heard(connection) if membership.topic is not None else None
+        heard = (
+            membership.topic.heard(connection) if membership.topic is not None and room.history is not None else None
+        )
         position = heard or membership.position
         if connection.closed or connection.rooms.get(membership.name) is not membership:
             raise NotJoined

@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import ConnectionClosed
 from starlette_realtime.fanout import Topic
-from starlette_realtime.messages import Entry, Event, Events, Identity, Members, Position, Sender
+from starlette_realtime.messages import Connections, Entry, Event, Events, Identity, Members, Position, Sender
 from starlette_realtime.patterns import check_event, encode_user
 from starlette_realtime.presence import UserPresence, by_user
 from starlette_realtime.rooms.declaration import Room
@@ -93,6 +93,15 @@ class RoomView:
         At most `limit` connections are looked at, the longest present first. Who is not there is offline.
         """
         return by_user((await self.members(limit=limit)).entries)
+
+    async def connections(self, *, limit: int = 200, timeout: float = 1.0) -> Connections:
+        """
+        The connections in this room on all processes, whether it has presence or not; at most `limit` of each process.
+
+        Every process is asked, and given `timeout` seconds; `missing` names those that did not answer. Raises
+        `Unavailable`.
+        """
+        return await self._publishing.census.find(room=self.room, limit=limit, timeout=timeout)
 
 
 class Member(RoomView):

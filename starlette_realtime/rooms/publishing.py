@@ -7,11 +7,20 @@ import msgspec
 
 from starlette_realtime.connection import Connection
 from starlette_realtime.counters import Counters
-from starlette_realtime.errors import ConfigurationError, Forbidden, Refused, StoreError, Unavailable, UnknownRoom
+from starlette_realtime.errors import (
+    CLOSE_CODES,
+    ConfigurationError,
+    Forbidden,
+    Refused,
+    StoreError,
+    Unavailable,
+    UnknownRoom,
+)
 from starlette_realtime.fanout import read_body, to_event, write_body
-from starlette_realtime.messages import Body, Event, Events, Members, Position, Sender
-from starlette_realtime.patterns import Patterns, check_event, encode_user
+from starlette_realtime.messages import Body, Event, Events, History, Members, Position, Sender
+from starlette_realtime.patterns import Patterns, check_event, check_user, encode_user
 from starlette_realtime.payloads import encode
+from starlette_realtime.rooms.census import Census
 from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.store import Store
 
@@ -19,6 +28,9 @@ logger = logging.getLogger("starlette_realtime.rooms")
 
 KICK = "rt:kick"
 DISCONNECT = "rt:disconnect"
+
+COMMANDS = History(size=64, ttl=60.0)
+"""What is kept of the kit's own publications in a room that keeps no events."""
 
 
 class Kick(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,17 +53,39 @@ class Disconnect(msgspec.Struct, frozen=True):
     error: str
 
 
-class Publishing:
-    """Publishes to the rooms that are declared. `max_bytes` bounds one publication."""
+UNSTARTED = (
+    "Realtime was not started, so nobody would hear this: use lifespan=realtime.lifespan or `async with realtime:`"
+)
 
-    def __init__(self, store: Store, user_room: Room, *, max_bytes: int, counters: Counters) -> None:
+
+class Publishing:
+    """
+    Publishes to the rooms that are declared. `max_bytes` bounds one publication.
+
+    `unstarted` says what to do when it was not started.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        user_room: Room,
+        *,
+        max_bytes: int,
+        counters: Counters,
+        unstarted: str = UNSTARTED,
+    ) -> None:
         self.store = store
         self.user_room = user_room
+        self.census = Census(store, store.clock)
+        """Who can tell of connections on all processes: one that only asks, where nobody puts another here."""
         self.rooms: Patterns[Room] = Patterns()
+        self.declared: list[Room] = []
+        """The same, in their order."""
         self.max_bytes = max_bytes
         self.counters = counters
         self.started = False
         """Whether the kit runs: what is published before would reach nobody, without a word."""
+        self._unstarted = unstarted
         self.limit: Callable[[Connection], Awaitable[None]] | None = None
         """Count what a client's event publishes; raises `Refused`."""
         self.commanded: list[Callable[[str, Body], object]] = []
@@ -61,9 +95,14 @@ class Publishing:
         """Declare a room."""
         if room.publishing is not None:
             raise ConfigurationError(f"{room!r} was added already")
+        self.borrow(room)
+        room.publishing = self
+
+    def borrow(self, room: Room) -> None:
+        """Publish to a room that others may have declared, too."""
         assert room.pattern is not None
         self.rooms.add(room.pattern, room)
-        room.publishing = self
+        self.declared.append(room)
 
     def find(self, name: str) -> tuple[Room, Mapping[str, str | int]]:
         """The declared room that `name` belongs to, and its parameters; raises `UnknownRoom`, or `Forbidden`."""
@@ -116,19 +155,29 @@ class Publishing:
         """Remove members from a room, on every process."""
         await self._command(room, name, Body(KICK, encode(kick)))
 
+    async def send_to_user(self, user: str, event: str, data: object, *, producer: str = "", key: str = "") -> Position:
+        """Publish a kept event to all of a user's connections; raises what `publish` raises, and `ValueError`."""
+        check_user(user)
+        return await self.publish(self.user_room, encode_user(user), event, data, producer=producer, key=key)
+
+    async def disconnect_user(self, user: str, *, code: int, error: str) -> None:
+        """Close a user's connections, on every process; raises `Unavailable`, `ValueError`, `ConfigurationError`."""
+        check_user(user)
+        if code not in CLOSE_CODES:
+            raise ConfigurationError(f"{code} is no close code: see starlette_realtime.CLOSE_CODES")
+        await self.disconnect(Disconnect(user, code, error))
+
     async def disconnect(self, disconnect: Disconnect) -> None:
         """Close a user's connections, on every process."""
         await self._command(self.user_room, encode_user(disconnect.user), Body(DISCONNECT, encode(disconnect)))
 
     async def _command(self, room: Room, name: str, body: Body) -> None:
-        """Tell every process, with the order and the safety of what is kept, where the room keeps anything."""
+        """Tell every process, with the order and the safety of what is kept, also where the room keeps nothing."""
+        self.check_started()
         for hear in self.commanded:
             hear(name, body)
-        if room.history is None:
-            await self._volatile(name, write_body(body))
-            return
         try:
-            await self.store.publish(name, write_body(body), history=room.history)
+            await self.store.publish(name, write_body(body), history=room.history or COMMANDS)
         except StoreError as exc:
             raise Unavailable from exc
 
@@ -165,12 +214,13 @@ class Publishing:
             raise Unavailable from exc
 
     def _body(self, event: str, data: object, sender: Sender | None, exclude: str | None, only: str | None) -> bytes:
-        if not self.started:
-            raise ConfigurationError(
-                "Realtime was not started, so nobody would hear this: use lifespan=realtime.lifespan or "
-                "`async with realtime:`"
-            )
+        self.check_started()
         body = write_body(Body(check_event(event), encode(data), sender, exclude, only))
         if len(body) > self.max_bytes:
             raise Refused("too_large", f"an event may have {self.max_bytes} bytes")
         return body
+
+    def check_started(self) -> None:
+        """Raise `ConfigurationError` where the kit does not run."""
+        if not self.started:
+            raise ConfigurationError(self._unstarted)

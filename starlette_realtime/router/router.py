@@ -14,13 +14,13 @@ from starlette_realtime.auth import AuthGuard, ScopeUser
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
 from starlette_realtime.counters import Counters
-from starlette_realtime.errors import CLOSE_CODES, ConfigurationError
-from starlette_realtime.messages import History, Position, Reconnect
-from starlette_realtime.patterns import check_user, encode_user
+from starlette_realtime.errors import ConfigurationError, StoreError, Unavailable
+from starlette_realtime.messages import Connections, Counts, History, Node, Position, Reconnect
+from starlette_realtime.patterns import check_user
 from starlette_realtime.payloads import Handler
 from starlette_realtime.ratelimit import Limits, RateLimiter
 from starlette_realtime.rooms import Room, Rooms, RoomsOptions, RoomView
-from starlette_realtime.rooms.publishing import Disconnect
+from starlette_realtime.rooms.census import Census
 from starlette_realtime.router.endpoint import Endpoint
 from starlette_realtime.router.tickets import Tickets
 from starlette_realtime.scripts import Scripts
@@ -82,6 +82,7 @@ class RoomRouter:
         self.app = app
         self.clock = clock if clock is not None else Clock()
         self.store = store if store is not None else MemoryStore(clock=self.clock)
+        self.options = options or RoomsOptions()
         self.counters = Counters()
         self._makes_tickets = guard is not None  # an outer one could not read those of ours
         self.guard = guard if guard is not None else AuthGuard(authenticate=ScopeUser(), clock=self.clock)
@@ -98,7 +99,7 @@ class RoomRouter:
             limiter=self.limiter,
             sessions=Sessions(self._secret(secret), clock=self.clock),
             connection_options=limits,
-            options=options or RoomsOptions(),
+            options=self.options,
             counters=self.counters,
         )
         self._endpoint = Endpoint(
@@ -110,6 +111,8 @@ class RoomRouter:
             counters=self.counters,
             max_connections=max_connections,
         )
+        self._census = Census(self.store, self.clock, connections=lambda: self._endpoint.connections)
+        self._rooms.publishing.census = self._census
         self._tickets = Tickets(self.guard, self.limiter, timeout=limits.auth_timeout, clock=self.clock)
         self._scripts = Scripts()
         self._grace = limits.handler_grace
@@ -175,30 +178,31 @@ class RoomRouter:
 
     async def send_to_user(self, user: str, event: str, data: object = None) -> Position:
         """Publish a kept event to all of a user's connections; who is away gets it on return. `user`: the raw id."""
-        check_user(user)
-        publishing = self._rooms.publishing
-        return await publishing.publish(publishing.user_room, encode_user(user), event, data)
+        return await self._rooms.publishing.send_to_user(user, event, data)
 
     async def disconnect_user(self, user: str, *, code: int = 4403, error: str = "forbidden") -> None:
         """Close all of a user's connections, with a close code of the table; they may come back: see `revoke_user`."""
-        check_user(user)
-        if code not in CLOSE_CODES:
-            raise ConfigurationError(f"{code} is no close code: see starlette_realtime.CLOSE_CODES")
-        await self._rooms.publishing.disconnect(Disconnect(user, code, error))
+        await self._rooms.publishing.disconnect_user(user, code=code, error=error)
 
-    async def revoke_user(self, user: str) -> None:
+    async def revoke_user(self, user: str, *, issued_before: float | None = None) -> None:
         """
-        Revoke what was issued to a user until now: connections close with 4450, and older credentials are refused.
+        Revoke what was issued to a user until now, or until `issued_before` (Unix seconds): connections close with
+        4450, and older credentials are refused.
 
         Everywhere within 15 s, most often at once. Raises `StoreError`.
         """
-        await self.guard.revoke_user(user)
+        await self.guard.revoke_user(user, issued_before=issued_before)
 
     async def revoke_token(self, token_id: str) -> None:
         """Revoke one token by its id, `identity.claims["jti"]`; like `revoke_user`."""
         await self.guard.revoke_token(token_id)
 
     # --- looking in -------------------------------------------------------------------------------------------------
+
+    @property
+    def rooms(self) -> tuple[Room, ...]:
+        """The rooms that are declared here, in their order."""
+        return tuple(self._rooms.publishing.declared)
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -218,6 +222,33 @@ class RoomRouter:
             **self.guard.gauges(),
             **{f"store.{name}": value for name, value in self.store.gauges().items()},
         }
+
+    # --- all processes ----------------------------------------------------------------------------------------------
+
+    async def connections_of(self, user: str, *, limit: int = 1_000, timeout: float = 1.0) -> Connections:
+        """
+        A user's connections on all processes, at most `limit` of each.
+
+        Every process is asked, and given `timeout` seconds; `missing` names those that did not answer. Raises
+        `Unavailable`, and `ValueError` for what can't be a user.
+        """
+        check_user(user)
+        return await self._census.find(user=user, limit=limit, timeout=timeout)
+
+    async def count(self, *, timeout: float = 1.0) -> Counts:
+        """How many connections there are, in total and by process; asked like `connections_of`."""
+        return await self._census.count(timeout=timeout)
+
+    async def nodes(self) -> Sequence[Node]:
+        """
+        The processes that hold a lease on the store, this one included, and how long ago each was last heard of.
+
+        Raises `Unavailable`.
+        """
+        try:
+            return await self.store.nodes()
+        except StoreError as exc:
+            raise Unavailable from exc
 
     # --- serving ----------------------------------------------------------------------------------------------------
 
@@ -303,6 +334,7 @@ class RoomRouter:
                 async with AsyncExitStack() as stack:
                     await stack.enter_async_context(self.store)
                     await stack.enter_async_context(self.guard)
+                    await stack.enter_async_context(self._census)
                     self.store.on_presence(self._rooms.presence_changed)
                     self.guard.on_revocation(self._rooms.revoked)
                     self._endpoint.draining = False

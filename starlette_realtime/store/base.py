@@ -24,6 +24,7 @@ from starlette_realtime.messages import (
 )
 from starlette_realtime.store.feed import Deliver
 from starlette_realtime.store.feeds import Feeds
+from starlette_realtime.store.ring import Rings
 
 __all__ = ["READ_BYTES", "REVOCATIONS", "Deliver", "PresenceChanged", "Store"]
 
@@ -57,6 +58,9 @@ class Store(ABC):
     node: str
     """This process, as an incarnation: after a missed lease it is another one."""
 
+    _rings = True
+    """Whether recent publications are kept here, too: not where reading costs nothing."""
+
     limits: limits.aio.storage.Storage
     """The same backend, for the rate limiter."""
 
@@ -69,14 +73,23 @@ class Store(ABC):
         stale_after: float = 2.0,
         replay_entries: int = 1_024,
         replay_bytes: int = 1_048_576,
+        replay_total_bytes: int = 67_108_864,
+        ring_entries: int = 512,
+        ring_bytes: int = 1_048_576,
+        ring_total_bytes: int = 67_108_864,
     ) -> None:
         """
         `check_interval`: seconds between two comparisons of every live topic's position with the store's.
         `stale_after`: seconds that a topic's repair may take before its subscribers hear `Stale`.
         `replay_entries`, `replay_bytes`: what a topic holds back, and reads again, in one repair; over it, a `Gap`.
+        `replay_total_bytes`: bytes of memory for what all topics hold back; over it, they read twice instead.
+        `ring_entries`, `ring_bytes`: the last publications of a topic that are kept in this process as well, so that
+        those who come back are answered from here. `ring_total_bytes`: bytes of memory for those of all topics; over
+        it, the longest unused are forgotten. (None of these three where reading the store costs nothing.)
         """
         self.clock = clock if clock is not None else Clock()
         self._rng = rng if rng is not None else random.Random()
+        rings = Rings(clock=self.clock, entries=ring_entries, size=ring_bytes, total=ring_total_bytes)
         self._feeds = Feeds(
             self,
             clock=self.clock,
@@ -85,6 +98,8 @@ class Store(ABC):
             stale_after=stale_after,
             entries=replay_entries,
             size=replay_bytes,
+            total=replay_total_bytes,
+            rings=rings if self._rings else None,
         )
         self._receivers: list[Callable[[bytes], object]] = []
         self._presence_watchers: list[PresenceChanged] = []
@@ -130,6 +145,24 @@ class Store(ABC):
         `truncated`.
         """
 
+    async def recover(
+        self,
+        topic: str,
+        *,
+        since: Position | None,
+        limit: int,
+        limit_bytes: int = READ_BYTES,
+        history: History | None = None,
+    ) -> Recovery:
+        """
+        As `read`, for those who join: answered in this process where it can be, and else by a read that they share.
+
+        It is right for whoever holds back, from before it asks until it has the answer, what a subscriber of `topic`
+        hears: the answer leads up to where this process's subscribers are, or further, and no answer is older than
+        the question. `history` is what the topic keeps: what that excludes is not told, though it may be known here.
+        """
+        return await self._feeds.recover(topic, since=since, limit=limit, limit_bytes=limit_bytes, history=history)
+
     async def subscribe(self, topic: str, deliver: Deliver) -> None:
         """
         Call `deliver` with everything that `topic` publishes once this has returned, in order, each exactly once.
@@ -161,6 +194,7 @@ class Store(ABC):
         Add or update presence records of this node; tells which of them brought a `who` that was absent (0→1).
 
         Every record that changed raises the topic's presence sequence by one; subscribers get one `PresenceDiff`.
+        After a `StoreError` the records are what they were before, or will be as soon as the store is back.
         """
 
     @abstractmethod
@@ -295,6 +329,27 @@ class Store(ABC):
     @abstractmethod
     async def _unlisten(self, topic: str) -> None:
         """Undo `_listen`, also one that failed or was cancelled halfway."""
+
+    async def _ready(self, topic: str) -> None:
+        """
+        Wait until what is published from now on reaches `_received`, as after `_listen`.
+
+        Called before each repair, once `_listen` has returned: the link may have been cut since. Raises `StoreError`
+        when it is not so in time.
+        """
+
+    async def _where(self, topics: Sequence[str]) -> Sequence[tuple[Position, int]]:
+        """
+        The position and the presence sequence of each of these topics, at most 256, in their order.
+
+        As a `read` does, it creates a position where there is none, and keeps the topics from being forgotten: every
+        topic that somebody hears is asked for once in `check_interval`. Raises `StoreError`.
+        """
+        found = []
+        for topic in topics:
+            position = (await self.read(topic, since=None, limit=0)).position
+            found.append((position, (await self.members(topic, limit=0)).seq))
+        return found
 
     # --- what a backend calls ---
 

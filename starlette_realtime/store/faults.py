@@ -3,6 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from starlette_realtime.errors import StoreError
+
 if TYPE_CHECKING:
     from starlette_realtime.store.memory import MemoryStore
 
@@ -37,7 +39,7 @@ class Faults:
         self._update()
 
     def unanswered(self, count: int) -> None:
-        """Make the next `count` publications of this process, but fail: their answer was lost."""
+        """Make the next `count` changes of this process, publications and others, but fail: their answer was lost."""
         self._unanswered = count
         self._update()
 
@@ -102,13 +104,12 @@ class Faults:
             return 2
         return 1
 
-    def loses_answer(self) -> bool:
-        """Whether the answer at hand is lost."""
-        if not self._unanswered:
-            return False
-        self._unanswered -= 1
-        self._update()
-        return True
+    def answer(self) -> None:
+        """Give the answer at hand; raises `StoreError` where it is lost."""
+        if self._unanswered:
+            self._unanswered -= 1
+            self._update()
+            raise StoreError("the store's answer was lost")
 
     def _update(self) -> None:
         self.active = bool(

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from starlette_realtime.clock import Timer
 from starlette_realtime.errors import StoreError
-from starlette_realtime.messages import Delivery
+from starlette_realtime.messages import Delivery, Gap, Publication
 from starlette_realtime.replay import Replay
+from starlette_realtime.store.ring import Ring, Rings
 
 __all__ = ["Deliver", "Feed"]
 
@@ -32,6 +33,7 @@ class Feed:
         "presence",
         "replay",
         "retry",
+        "ring",
         "stale",
         "stale_timer",
         "topic",
@@ -39,9 +41,10 @@ class Feed:
         "worker",
     )
 
-    def __init__(self, topic: str, replay: Replay) -> None:
+    def __init__(self, topic: str, replay: Replay, rings: Rings | None) -> None:
         self.topic = topic
         self.replay = replay
+        self.ring = Ring(rings) if rings is not None else None  # its last publications, up to the replay's position
         self.listening = False  # whether the backend delivers, or has been asked to
         self.waiters: set[asyncio.Future[None]] = set()  # subscribers that wait until it is live
         self.worker: asyncio.Task[None] | None = None
@@ -89,10 +92,23 @@ class Feed:
             except Exception:
                 logger.exception("a subscriber failed; the others are served")
 
-    def deliver_all(self, deliveries: Iterable[Delivery]) -> None:
-        """Tell all subscribers each of them, in order."""
+    def deliver_all(self, deliveries: Sequence[Publication | Gap]) -> None:
+        """Tell all subscribers each of them, in order, once the ring has them all."""
+        ring = self.ring
+        if ring is not None:
+            for delivery in deliveries:
+                if isinstance(delivery, Gap):
+                    ring.clear()
+                elif delivery.position is not None:
+                    ring.add(delivery)
         for delivery in deliveries:
             self.deliver(delivery)
+
+    def forget(self) -> None:
+        """Hold nothing any more."""
+        self.replay.discard()
+        if self.ring is not None:
+            self.ring.clear()
 
     def refuse(self, error: Exception) -> None:
         """Let whoever waits for the feed to be live fail with a `StoreError`."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from typing import Protocol
 
 from starlette_realtime.clock import Clock, Timer
@@ -10,19 +11,29 @@ from starlette_realtime.errors import ConfigurationError, StoreError
 from starlette_realtime.messages import (
     Delivery,
     Fresh,
-    Members,
+    History,
     Position,
     PresenceDiff,
     Publication,
     Recovery,
     Stale,
 )
-from starlette_realtime.replay import Replay
+from starlette_realtime.replay import Budget, Replay
+from starlette_realtime.store import recoveries
 from starlette_realtime.store.feed import Deliver, Feed
+from starlette_realtime.store.gate import Gate
+from starlette_realtime.store.recoveries import Recoveries
+from starlette_realtime.store.ring import Rings
 
 __all__ = ["Feeds", "Source"]
 
 logger = logging.getLogger("starlette_realtime.store")
+
+CHECKED = 256
+"""How many topics one question of the periodic check is about."""
+
+OVERTAKEN = 0.25
+"""Seconds that diffs have to arrive which the store's answer to the periodic check has overtaken."""
 
 FIRST_RETRY = 0.05
 """Seconds until the first new attempt at a repair; each further one waits twice as long, less up to half at random."""
@@ -30,21 +41,24 @@ FIRST_RETRY = 0.05
 LAST_RETRY = 2.0
 """Seconds that no attempt waits longer than."""
 
+READING = 64
+"""How many topics are read at once, by repairs and for those who join; the others wait in line."""
 
-class Source(Protocol):
+
+class Source(recoveries.Source, Protocol):
     """What the feeds ask of a backend. Each call ends within the backend's own time limit, or raises `StoreError`."""
-
-    async def read(self, topic: str, *, since: Position | None, limit: int) -> Recovery:
-        """As `Store.read`."""
-
-    async def members(self, topic: str, *, limit: int) -> Members:
-        """As `Store.members`."""
 
     async def _listen(self, topic: str) -> None:
         """Have the topic delivered to this process; returns when what is published from now on will arrive."""
 
     async def _unlisten(self, topic: str) -> None:
         """Undo `_listen`, also one that failed or was only half done."""
+
+    async def _ready(self, topic: str) -> None:
+        """Wait until it is delivered again, whatever happened to the link since `_listen`."""
+
+    async def _where(self, topics: Sequence[str]) -> Sequence[tuple[Position, int]]:
+        """The position and the presence sequence of each of at most 256 topics."""
 
 
 class Feeds:
@@ -53,7 +67,8 @@ class Feeds:
 
     `check_interval` is how often, in seconds, the position of every live topic is compared with the store's;
     `stale_after` is how long a repair may take before subscribers hear `Stale`; `entries` and `size` bound what one
-    topic holds back while it repairs, in publications and bytes.
+    topic holds back while it repairs, in publications and bytes of data, and `total` all of them, in bytes of memory:
+    over it, a topic holds nothing back and reads twice. `rings` are kept where there are any.
     """
 
     def __init__(
@@ -66,6 +81,8 @@ class Feeds:
         stale_after: float,
         entries: int,
         size: int,
+        total: int,
+        rings: Rings | None,
     ) -> None:
         self._source = source
         self._clock = clock
@@ -74,6 +91,9 @@ class Feeds:
         self._stale_after = stale_after
         self._entries = entries
         self._size = size
+        self._budget = Budget(total)
+        self._rings = rings
+        self._gate, self._recoveries = self._readers()
         self._feeds: dict[str, Feed] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._check_timer: Timer | None = None
@@ -86,12 +106,21 @@ class Feeds:
         feed = self._feeds.get(topic)
         return feed.replay.position if feed is not None else None
 
+    async def recover(
+        self, topic: str, *, since: Position | None, limit: int, limit_bytes: int, history: History | None
+    ) -> Recovery:
+        """See `Store.recover`."""
+        if self._recoveries is None:
+            return await self._source.read(topic, since=since, limit=limit, limit_bytes=limit_bytes)
+        self._bind()
+        return await self._recoveries.recover(topic, since=since, limit=limit, limit_bytes=limit_bytes, history=history)
+
     async def subscribe(self, topic: str, deliver: Deliver) -> None:
         """See `Store.subscribe`."""
         loop = self._bind()
         feed = self._feeds.get(topic)
         if feed is None:
-            feed = self._feeds[topic] = Feed(topic, self._replay())
+            feed = self._feeds[topic] = Feed(topic, self._replay(), self._rings)
             if self._check_timer is None:
                 self._check_timer = self._clock.call_later(self._check_interval, self._start_check)
         while not feed.live:
@@ -127,8 +156,7 @@ class Feeds:
             return
         if isinstance(delivery, Publication):
             replay = feed.replay
-            for publication in replay.live(delivery):
-                feed.deliver(publication)
+            feed.deliver_all(replay.live(delivery))
             if replay.needs_read and feed.worker is None and feed.retry is None:
                 self._wake(feed)
             return
@@ -148,8 +176,11 @@ class Feeds:
         """Forget every subscriber, and end all timers and workers; returns what was fed until now."""
         feeds, self._feeds = list(self._feeds.values()), {}
         self._rest()
+        if self._recoveries is not None:
+            self._recoveries.abandon()
         for feed in feeds:
             feed.rest()
+            feed.forget()
             feed.refuse(StoreError("the store was closed"))
             if feed.worker is not None:
                 feed.worker.cancel()
@@ -157,8 +188,9 @@ class Feeds:
 
     async def close(self) -> None:
         """`abandon`, and tell the backend."""
-        checker, feeds = self._checker, self.abandon()
-        pending = [task for task in (checker, *(feed.worker for feed in feeds)) if task is not None]
+        reads = self._recoveries.tasks if self._recoveries is not None else ()
+        others, feeds = (self._checker, *reads), self.abandon()
+        pending = [task for task in (*others, *(feed.worker for feed in feeds)) if task is not None]
         if pending:
             await asyncio.wait(pending)
         for feed in feeds:
@@ -180,20 +212,35 @@ class Feeds:
             "repairs": sum(feed.worker is not None or feed.retry is not None for feed in feeds),
             "held_publications": sum(feed.replay.held for feed in feeds),
             "held_bytes": sum(feed.replay.held_bytes for feed in feeds),
+            "recoveries": len(self._recoveries.tasks) if self._recoveries is not None else 0,
+            "ring_publications": self._rings.publications if self._rings is not None else 0,
+            "ring_bytes": self._rings.taken if self._rings is not None else 0,
         }
 
     # --- the worker ---
 
     def _replay(self) -> Replay:
-        return Replay(limit_entries=self._entries, limit_bytes=self._size)
+        return Replay(limit_entries=self._entries, limit_bytes=self._size, budget=self._budget)
+
+    def _readers(self) -> tuple[Gate, Recoveries | None]:
+        gate, rings = Gate(READING), self._rings
+        if rings is None:
+            return gate, None
+        return gate, Recoveries(self._source, self._feed, gate=gate, rings=rings)
+
+    def _feed(self, topic: str) -> Feed | None:
+        return self._feeds.get(topic)
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed() and self._feeds:
                 raise ConfigurationError("a store serves one event loop at a time: give each loop its own")
-            self._feeds.clear()  # a closed loop's
+            for feed in self._feeds.values():  # a closed loop's
+                feed.forget()
+            self._feeds.clear()
             self._check_timer = self._checker = None
+            self._gate, self._recoveries = self._readers()
             self._loop = loop
         return loop
 
@@ -216,6 +263,7 @@ class Feeds:
                     if not feed.wanted:
                         await self._close_one(feed)
                     elif not feed.listening:
+                        feed.forget()
                         feed.listening, feed.replay = True, self._replay()
                         await self._source._listen(feed.topic)
                     elif feed.replay.needs_read:
@@ -231,6 +279,7 @@ class Feeds:
                     if feed.subscribers:
                         return self._retry(feed)
             feed.rest()
+            feed.forget()
             if self._feeds.get(feed.topic) is feed:
                 del self._feeds[feed.topic]
                 if not self._feeds:
@@ -239,16 +288,26 @@ class Feeds:
             feed.worker = None
 
     async def _repair(self, feed: Feed) -> None:
-        recovery = await self._source.read(feed.topic, since=feed.replay.position, limit=self._entries)
-        sequence = (await self._source.members(feed.topic, limit=0)).seq
+        await self._source._ready(feed.topic)  # before the line: all of them may have to wait for that
+        async with self._gate:
+            feed.replay.begin()
+            await self._source._ready(feed.topic)  # and the link may have been cut in the line
+            since, presence = feed.replay.position, feed.presence
+            if since is None:
+                ((position, sequence),) = await self._source._where((feed.topic,))
+                recovery = Recovery((), position, complete=True)
+            else:
+                recovery, ((_, sequence),) = await asyncio.gather(
+                    self._source.read(feed.topic, since=since, limit=self._entries), self._source._where((feed.topic,))
+                )
         feed.deliver_all(feed.replay.recovered(recovery))
-        self._compare_presence(feed, sequence)
+        if not presence <= sequence <= feed.presence:  # diffs may have overtaken the answer
+            self._tell_presence(feed, sequence)
 
-    def _compare_presence(self, feed: Feed, sequence: int) -> None:
+    def _tell_presence(self, feed: Feed, sequence: int) -> None:
         """An empty diff at the store's sequence: whoever is elsewhere sees the hole and loads a snapshot."""
-        if feed.presence != sequence:
-            feed.presence = sequence
-            feed.deliver(PresenceDiff(sequence, sequence))
+        feed.presence = sequence
+        feed.deliver(PresenceDiff(sequence, sequence))
 
     async def _close_one(self, feed: Feed) -> None:
         feed.listening = False  # from now on, so that a new subscriber waits for another `_listen`
@@ -290,22 +349,41 @@ class Feeds:
 
     async def _check(self) -> None:
         """Compare every live topic with the store: the last resort against losses that nothing else showed."""
-        for count, feed in enumerate(list(self._feeds.values()), 1):
-            if count % 50 == 0:
-                await asyncio.sleep(0)
-            replay = feed.replay
-            if feed.worker is not None or not feed.live:
-                continue
+        feeds = [feed for feed in self._feeds.values() if feed.worker is None and feed.live]
+        ahead: list[tuple[Feed, Replay, int]] = []
+        for first in range(0, len(feeds), CHECKED):
+            batch = [feed for feed in feeds[first : first + CHECKED] if feed.live]
             try:
-                recovery = await self._source.read(feed.topic, since=replay.position, limit=self._entries)
-                sequence = (await self._source.members(feed.topic, limit=0)).seq
-            except StoreError:
-                self.interrupted(feed.topic)
-                break  # away: the others would only wait as long, one by one
-            if feed.replay is replay and feed.live:
-                replay.check(recovery)
-                self._compare_presence(feed, sequence)
-                if replay.needs_read:
-                    self._wake(feed)
+                await self._check_batch(batch, ahead)
+            except Exception as exc:
+                if not isinstance(exc, StoreError):
+                    logger.exception("the store failed with something else than a StoreError")
+                for feed in batch:
+                    if feed.listening:
+                        feed.replay.interrupted()
+                        self._wake(feed)
+                break  # away: the others would only wait as long, batch by batch
+            await asyncio.sleep(0)
+        if ahead:
+            await self._clock.sleep(OVERTAKEN)
+            for feed, replay, sequence in ahead:
+                if feed.replay is replay and feed.live and feed.presence < sequence:
+                    self._tell_presence(feed, sequence)
         self._checker = None
         self._check_timer = self._clock.call_later(self._check_interval, self._start_check)
+
+    async def _check_batch(self, feeds: Sequence[Feed], ahead: list[tuple[Feed, Replay, int]]) -> None:
+        asked = [(feed, feed.replay, feed.replay.position, feed.presence) for feed in feeds]
+        found = await self._source._where([feed.topic for feed in feeds])
+        for (feed, replay, since, presence), (position, sequence) in zip(asked, found, strict=True):
+            if feed.replay is not replay or not feed.live or since is None:
+                continue
+            # The store cannot be behind what this process had heard by then, unless it was wound back.
+            behind = position.epoch != since.epoch or position.offset < since.offset
+            replay.check(Recovery((), position, complete=not behind))
+            if sequence < presence:
+                self._tell_presence(feed, sequence)
+            elif sequence > feed.presence:
+                ahead.append((feed, replay, sequence))
+            if replay.needs_read:
+                self._wake(feed)

@@ -43,6 +43,8 @@ class MemoryStore(Store):
     `StoreError`, and a further publication drops the oldest ones of its own topic's history: `trimmed`.
     """
 
+    _rings = False
+
     def __init__(
         self,
         *,
@@ -116,8 +118,8 @@ class MemoryStore(Store):
         if faults.active:
             await self._answer()
         position = self.backend.publish(topic, data, history, (producer, topic, key, n) if key else None)
-        if faults.active and faults.loses_answer():
-            raise StoreError("the store's answer was lost")
+        if faults.active:
+            faults.answer()
         return position
 
     async def publish_volatile(self, topic: str, data: bytes) -> None:
@@ -125,6 +127,7 @@ class MemoryStore(Store):
         if self.faults.active:
             await self._answer()
         self.backend.publish_volatile(topic, data)
+        self.faults.answer()
 
     async def read(self, topic: str, *, since: Position | None, limit: int, limit_bytes: int = READ_BYTES) -> Recovery:
         """See `Store.read`."""
@@ -141,7 +144,16 @@ class MemoryStore(Store):
     async def enter(self, topic: str, entries: Sequence[Entry]) -> tuple[Entry, ...]:
         """See `Store.enter`."""
         await self._answer()
-        joined = self.backend.enter(topic, self._standing(), entries)
+        lease = self._standing()
+        joined = self.backend.enter(topic, lease, entries)
+        try:
+            self.faults.answer()
+        except StoreError:  # nobody was told that somebody came, so nobody did
+            before = self._entered.get(topic, {})
+            self.backend.leave(topic, lease, [each.connection for each in entries if each.connection not in before])
+            old = [before[each.connection] for each in entries if each.connection in before]
+            self.backend.enter(topic, lease, old)
+            raise
         if entries:
             mine = self._entered.setdefault(topic, {})
             mine.update((entry.connection, entry) for entry in entries)
@@ -158,7 +170,14 @@ class MemoryStore(Store):
         except BaseException:
             self._leaving.extend((topic, connection) for connection in leaving)
             raise
-        return self.backend.leave(topic, self._standing(), leaving)
+        left = self.backend.leave(topic, self._standing(), leaving)
+        try:
+            self.faults.answer()
+        except StoreError:
+            if left:
+                self._presence_changed(topic, (), left)
+            raise
+        return left
 
     async def members(self, topic: str, *, limit: int) -> Members:
         """See `Store.members`."""
@@ -170,7 +189,14 @@ class MemoryStore(Store):
     async def admit(self, key: str, slot: str, *, limit: int) -> bool:
         """See `Store.admit`."""
         await self._answer()
-        admitted = self.backend.admit(key, slot, self._standing(), limit)
+        lease = self._standing()
+        admitted = self.backend.admit(key, slot, lease, limit)
+        try:
+            self.faults.answer()
+        except StoreError:
+            if (key, slot) not in self._held:
+                self.backend.release(key, slot, lease)
+            raise
         if admitted:
             self._held[key, slot] += 1
         return admitted
@@ -188,16 +214,20 @@ class MemoryStore(Store):
                 raise
             if (key, slot) not in self._held:
                 self.backend.release(key, slot, self._standing())
+                self.faults.answer()
 
     async def claim(self, key: str, *, ttl: float) -> bool:
         """See `Store.claim`."""
         await self._answer()
-        return self.backend.claim(key, ttl)
+        claimed = self.backend.claim(key, ttl)
+        self.faults.answer()
+        return claimed
 
     async def revoke(self, subject: str, *, issued_before: float) -> None:
         """See `Store.revoke`."""
         await self._answer()
         self.backend.revoke(subject, issued_before)
+        self.faults.answer()
         await self.publish(REVOCATIONS, msgspec.json.encode((subject, issued_before)), history=History())
 
     async def revocations(self) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from collections import deque
 from itertools import islice
 
 from starlette_realtime.messages import History, Page, Position, Publication, Recovery
+from starlette_realtime.store.ring import after
 
 __all__ = ["Stream"]
 
@@ -59,23 +60,10 @@ class Stream:
     def read(self, since: Position | None, limit: int, limit_bytes: int) -> Recovery:
         """See `Store.read`."""
         top = self.position
-        if since is None or since == top:
+        if since is None:
             return Recovery((), top, complete=True)
-        if since.epoch != self.epoch:
-            return Recovery((), top, complete=False, reason="forgotten")
-        missed = self.offset - since.offset
-        if missed <= 0:
-            return Recovery((), top, complete=False, reason="rewound")
-        if missed > len(self.rows):
-            return Recovery((), top, complete=False, reason="trimmed")
-        if missed > limit:
-            return Recovery((), top, complete=False, reason="too_many")
-        found = tuple(islice(self.rows, len(self.rows) - missed, None))
-        if found[0].previous != since.id:
-            return Recovery((), top, complete=False, reason="rewound")
-        if sum(len(publication.data) for publication in found) > limit_bytes:
-            return Recovery((), top, complete=False, reason="too_many")
-        return Recovery(found, top, complete=True)
+        found = after(self.rows, top, since, limit, limit_bytes)
+        return found if found is not None else Recovery((), top, complete=False, reason="trimmed")
 
     def page(self, before: Position | None, limit: int, limit_bytes: int) -> Page:
         """See `Store.page`."""

@@ -1,7 +1,9 @@
 """The commands of the documentation name what there is: files, options, packages and their extras."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from uvicorn.main import main as uvicorn_command
 
+from starlette_realtime.command import parser as own_command
 from tests.support.pages import ROOT, Block, blocks, names, parse
 
 TOOLS = json.loads((ROOT / "package.json").read_text())["devDependencies"]
@@ -40,6 +43,8 @@ def complaint(words: list[str], files: set[str]) -> str:
             return complaint(["pip", *rest], files)
         case ["python", "-m", "pytest", *rest] | ["pytest", *rest]:
             return "; ".join(f"no {name}" for name in rest if not name.startswith("-") and not _file(name, files))
+        case ["python", "-m", "starlette_realtime", *rest]:
+            return _own(rest, files)
         case ["python", "-m", module, *_]:
             known = f"{module.replace('.', '/')}.py" in files or importlib.util.find_spec(module) is not None
             return "" if known else f"no module {module}"
@@ -54,7 +59,7 @@ def complaint(words: list[str], files: set[str]) -> str:
             return "; ".join(f"no {name}" for name in lacking)
         case ["uvicorn", *options]:
             return _uvicorn(options, files)
-        case ["mkdir", *_] | ["cd", *_]:
+        case ["mkdir", *_] | ["cd", *_] | ["export", *_]:
             return ""
         case [file, *_] if file.startswith("scripts/"):
             return "" if os.access(ROOT / file, os.X_OK) else f"{file} can't be executed"
@@ -86,6 +91,17 @@ def _uvicorn(options: list[str], files: set[str]) -> str:
         return exc.format_message()
     module = context.params["app"].partition(":")[0].replace(".", "/")
     return "" if _file(f"{module}.py", files) else f"no {module}.py"
+
+
+def _own(words: list[str], files: set[str]) -> str:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = own_command().parse_args(words[: words.index("<")] if "<" in words else words)
+    except SystemExit:
+        return said.getvalue()
+    module = (options.rooms or "").partition(":")[0].replace(".", "/")
+    return f"no {module}.py" if module and not _file(f"{module}.py", files) else ""
 
 
 @pytest.mark.parametrize("page", names())
@@ -123,6 +139,9 @@ def test_every_extra_that_prose_names_is_one() -> None:
         ("npx no-such-tool", "no no-such-tool"),
         ("pytest test_chat.py -q", "no test_chat.py"),
         ("python -m no_such_module", "no module"),
+        ("python -m starlette_realtime publish --rooms app:realtime chat:1 hello", ""),
+        ("python -m starlette_realtime publish --rooms other:ROOMS chat:1 hello", "no other.py"),
+        ("python -m starlette_realtime publish --no chat:1 hello", "unrecognized arguments"),
         ("REALTIME_SECRET=x scripts/demo --port 8001", ""),
         ("scripts/nothing", "can't be executed"),
         ("sudo reboot", "no test knows"),

@@ -17,7 +17,7 @@ strict = true
 python_version = 3.11
 implicit_reexport = true
 disable_error_code = top-level-await
-mypy_path = {ROOT}
+mypy_path = {ROOT}:{ROOT / "tests" / "docs" / "stubs"}
 cache_dir = {ROOT / ".mypy_cache" / "docs"}
 
 [mypy-starlette_realtime.*]

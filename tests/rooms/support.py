@@ -144,6 +144,12 @@ class World:
         self.chat: Any = None
         """What the fixture `world` declares."""
 
+    @property
+    def entries(self) -> int:
+        """How many presence records there are in rooms: processes are present, too, in a topic of the kit's own."""
+        topics = self.store.backend.topics.values()
+        return sum(len(topic.entries) for topic in topics if not topic.name.startswith("rt:"))
+
     def client(self, **options: Any) -> Client:
         """A client that is not connected yet."""
         client = Client(self.realtime, **options)

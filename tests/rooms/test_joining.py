@@ -19,7 +19,12 @@ async def test_a_name_belongs_to_the_declared_pattern_or_is_refused(world: World
         with pytest.raises(Failed) as failed:
             await ada.join(name)
         assert failed.value.code == "unknown_room"
-    assert set(world.store.backend.topics) - {"rt:revocations"} == {"chat:0", "chat:7", "chat:123456789", "user:ada"}
+    assert set(world.store.backend.topics) - {"rt:processes", "rt:revocations"} == {
+        "chat:0",
+        "chat:7",
+        "chat:123456789",
+        "user:ada",
+    }
 
 
 @pytest.mark.parametrize(
@@ -207,7 +212,7 @@ async def test_a_kick_reaches_whoever_is_about_to_join() -> None:
         with pytest.raises(Failed) as failed:
             await bob.answer(joining)
         assert failed.value.code == "forbidden"
-        assert world.store.gauges()["entries"] == 0
+        assert world.entries == 0
 
 
 async def test_a_kick_is_not_lost_while_the_process_repairs(world: World) -> None:
@@ -389,7 +394,7 @@ async def test_a_refresh_authorises_the_rooms_again_and_keeps_the_user() -> None
         assert failed.value.code == "forbidden"
         await ada.call("status", room="chat:2")
         assert ada.peer.closed is None
-        assert world.store.gauges()["entries"] == 1
+        assert world.entries == 1
 
 
 async def test_credentials_that_expire_warn_and_then_close(world: World) -> None:

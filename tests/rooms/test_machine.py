@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette_realtime.presence import Roster
 from starlette_realtime.rooms.joining import Joining
 from starlette_realtime.rooms.member import Membership
 from starlette_realtime.store.backend import Topic as StoreTopic
+from starlette_realtime.store.ring import Ring
 from starlette_realtime.testing import Closed, FakeClock, settle
 from tests.rooms.support import Client, World
 
@@ -69,6 +70,9 @@ class Slot:
 
 class RoomMachine(RuleBasedStateMachine):
     """Two processes, four devices, one room."""
+
+    rings = False
+    """Whether the processes keep what was published last, as with a store on a server."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +136,8 @@ class RoomMachine(RuleBasedStateMachine):
 
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(StoreTopic, "deliver", recording)
-        for name in ("read", "members", "enter", "leave", "publish", "_listen"):
+        self.patch.setattr(MemoryStore, "_rings", self.rings)
+        for name in ("read", "page", "members", "enter", "leave", "publish", "_listen", "_where"):
             self.patch.setattr(MemoryStore, name, _answering_late(getattr(MemoryStore, name)))
 
     def teardown(self) -> None:
@@ -160,6 +165,7 @@ class RoomMachine(RuleBasedStateMachine):
             }
             assert not any(owed.values()), owed
             assert gauges["topics"] == gauges["store.entries"] == gauges["store.feeds"] == 0
+            assert gauges["store.recoveries"] == gauges["store.ring_publications"] == gauges["store.ring_bytes"] == 0
 
     async def _come_to_rest(self) -> None:
         """Mend everything, wait as long as promised, and see that everybody has everything."""
@@ -529,15 +535,32 @@ class RoomMachine(RuleBasedStateMachine):
         self._run(self._come_to_rest())
 
 
-def run(examples: int, steps: int = 30, **options: Any) -> None:
+class RingMachine(RoomMachine):
+    """The same, where those who join are answered from memory."""
+
+    rings = True
+
+
+def run(examples: int, steps: int = 30, machine: type[RoomMachine] = RoomMachine, **options: Any) -> None:
     run_state_machine_as_test(
-        RoomMachine,
+        machine,
         settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, **options),
     )
 
 
-def test_nothing_is_lost_or_heard_twice_or_in_silence() -> None:
-    run(150)
+@pytest.mark.parametrize("machine", [RoomMachine, RingMachine])
+def test_nothing_is_lost_or_heard_twice_or_in_silence(machine: type[RoomMachine]) -> None:
+    run(120, machine=machine)
+
+
+def _rings_are_filled_from_any_read(patch: pytest.MonkeyPatch) -> None:
+    """What a read has found is taken for what led to where the process is."""
+
+    def fill(self: Ring, found: Sequence[Publication], end: Position, *, whole: bool) -> None:
+        if not self.rows:
+            self.rows.extend(found)
+
+    patch.setattr(Ring, "fill", fill)
 
 
 def _joins_do_not_listen(patch: pytest.MonkeyPatch) -> None:
@@ -614,6 +637,13 @@ def _snapshots_are_swallowed(patch: pytest.MonkeyPatch) -> None:
         self._touched.clear()
 
     patch.setattr(Roster, "load", silent)
+
+
+def test_the_machine_finds_a_bug_of_the_rings() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _rings_are_filled_from_any_read(patch)
+        with pytest.raises((AssertionError, KeyError)):
+            run(600, machine=RingMachine, phases=[Phase.generate], database=None, derandomize=True)
 
 
 @pytest.mark.parametrize(

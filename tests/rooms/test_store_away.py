@@ -1,14 +1,16 @@
 """The store is away: clients are told, commands are refused for now, and what is owed is made up for."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from starlette_realtime import MemoryStore
+from starlette_realtime import MemoryStore, Unavailable
 from starlette_realtime.testing import FakeClock, settle
 from tests.rooms.conftest import Chat
 from tests.rooms.support import Client, Failed, World
+from tests.store.remote import RemoteStore
 
 
 async def refused(world: World, client: Client, kind: str, **fields: Any) -> Failed:
@@ -103,7 +105,7 @@ async def test_members_who_leave_meanwhile_leave_when_the_store_is_back(world: W
     await world.clock.advance(8.0)
     await settle()
     assert await ada.answer(leaving) == {}
-    assert world.store.gauges()["entries"] == 0
+    assert world.entries == 0
     assert sorted(world.chat.departures) == ["ada", "bob", "eve"]
 
 
@@ -167,3 +169,170 @@ async def test_a_shutdown_while_the_store_is_away_ends_and_leaves_no_task() -> N
     await stopping
     assert asyncio.all_tasks() == tasks
     assert world.realtime.gauges()["tasks"] == 0
+
+
+async def test_what_could_not_be_published_is_heard_by_nobody_until_it_is(world: World) -> None:
+    ada, bob = await world.enter("ada", "chat:1"), await world.enter("bob", "chat:1")
+    world.store.faults.stall()
+    failed = await refused(world, ada, "event", room="chat:1", event="say", data="hello", key="k")
+    assert failed.code == "unavailable"
+    assert await bob.heard() == []
+    world.store.faults.resume()
+    await world.clock.advance(3.0)
+    assert await bob.heard() == []
+    await ada.event("say", "hello", key="k")
+    assert await bob.heard() == ["hello"]
+
+
+async def test_the_servers_own_publications_are_refused_in_time(world: World) -> None:
+    await world.enter("ada", "chat:1")
+    room = world.realtime.at("chat:1")
+    world.store.faults.stall()
+    calls = [
+        asyncio.ensure_future(call)
+        for call in (
+            room.broadcast("said", "x"),
+            room.broadcast_volatile("waved", "x"),
+            room.send_to("nobody", "said", "x"),
+            room.history(),
+            room.members(),
+            world.realtime.send_to_user("ada", "said", "x"),
+            room.kick(user="eve"),
+        )
+    ]
+    await world.clock.advance(2.1)
+    for call in calls:
+        with pytest.raises(Unavailable):
+            await call
+
+
+async def test_a_resume_is_refused_and_brings_everything_when_it_is_repeated(world: World) -> None:
+    bob = await world.enter("bob", "chat:1")
+    await bob.event("say", "heard")
+    await settle()
+    position = bob.take("event")[-1]["position"]
+    await bob.peer.lose()
+    await world.realtime.at("chat:1").broadcast("said", "missed")
+    again = await world.enter("bob")
+    world.store.faults.stall()
+    failed = await refused(world, again, "join", room="chat:1", since=position)
+    assert failed.code == "unavailable"
+    assert failed.error["retry_after"] > 0
+    world.store.faults.resume()
+    await world.clock.advance(3.0)
+    joined = await again.join("chat:1", since=position)
+    assert (joined["recovered"], [event["data"] for event in joined["events"]]) == (True, ["missed"])
+
+
+async def test_who_resumes_a_joined_room_meanwhile_keeps_it_or_is_sent_back_with_a_word(world: World) -> None:
+    bob = await world.enter("bob", "chat:1")
+    await bob.event("say", "heard")
+    await settle()
+    position = bob.take("event")[-1]["position"]
+    world.store.faults.stall()
+    await bob.command("join", room="chat:1", since=position)
+    await world.clock.advance(2.1)
+    closed = await bob.closed()
+    assert closed.code == 4441  # what it holds back meanwhile is lost to it: it comes back and resumes
+
+
+async def test_presence_is_frozen_and_told_to_be_stale(world: World) -> None:
+    clock = world.clock
+    other = World(clock=clock, store=world.store.sibling())
+    other.chat = Chat(other.realtime)
+    async with other:
+        ada, bob = await world.enter("ada", "chat:1"), await other.enter("bob", "chat:1")
+        await clock.advance(1.0)
+        ada.take()
+        other.store.faults.stall()
+        world.store.faults.stall()
+        await bob.peer.disconnect()
+        await clock.advance(1.0)
+        members = await ada.call("members", room="chat:1")
+        assert members["total"] == 2
+        await clock.advance(1.5)
+        assert [frame["room"] for frame in ada.take("stale") if frame["room"] == "chat:1"] == ["chat:1"]
+        failed = await refused(world, ada, "members", room="chat:1")
+        assert failed.code == "unavailable"
+        assert ada.take("presence") == []
+        world.store.faults.resume()
+        other.store.faults.resume()
+        await clock.advance(8.0)
+        assert (await ada.call("members", room="chat:1"))["total"] == 1
+        assert ada.take("fresh")
+
+
+async def test_a_second_device_of_a_user_who_is_there_is_not_let_in_on_memory_alone(world: World) -> None:
+    ada = await world.enter("ada", "chat:1")
+    world.store.faults.stall()
+    await world.clock.advance(3.0)
+    second = await world.client().__aenter__()
+    await second.command("auth", token="ada")
+    await world.clock.advance(2.1)
+    closed = await second.closed()
+    assert closed.code == 1013
+    assert [frame["code"] for frame in second.take("error")] == ["unavailable"]
+    assert second.log[-1]["retry_after"] > 0
+    assert ada.peer.closed is None
+
+
+async def test_a_refresh_meanwhile_keeps_the_connection_and_its_rooms(world: World) -> None:
+    ada = await world.enter("ada", "chat:1")
+    world.store.faults.stall()
+    await ada.call("auth", token="ada")
+    await world.clock.advance(3.0)
+    assert ada.peer.closed is None
+    world.store.faults.resume()
+    await world.clock.advance(3.0)
+    await ada.event("say", "still here")
+    assert await ada.heard() == ["still here"]
+
+
+async def test_a_kick_meanwhile_removes_who_is_here_and_says_that_it_may_not_be_everywhere(world: World) -> None:
+    ada = await world.enter("ada", "chat:1")
+    world.store.faults.stall()
+    kicking = asyncio.ensure_future(world.realtime.at("chat:1").kick(user="ada"))
+    await settle()
+    assert [frame["room"] for frame in ada.take("left")] == ["chat:1"]
+    await world.clock.advance(2.1)
+    with pytest.raises(Unavailable):
+        await kicking
+
+
+class TestAStoreOnAServer:
+    """The same, where those who join may be answered from memory."""
+
+    @pytest.fixture
+    async def world(self) -> AsyncIterator[World]:
+        world = World(store=RemoteStore(clock=FakeClock()))
+        world.clock = world.store.clock
+        world.chat = Chat(world.realtime)
+        async with world:
+            yield world
+
+    async def test_joins_are_refused_while_it_is_away(self, world: World) -> None:
+        ada, bob = await world.enter("ada", "chat:1"), await world.enter("bob")
+        world.store.faults.stall()
+        for number in ("1", "2"):
+            failed = await refused(world, bob, "join", room=f"chat:{number}")
+            assert failed.code == "unavailable"
+        world.store.faults.resume()
+        await world.clock.advance(3.0)
+        await bob.join("chat:1")
+        await ada.event("say", "on we go")
+        assert await bob.heard() == ["on we go"]
+
+    async def test_resumes_are_refused_while_it_is_away_and_exact_afterwards(self, world: World) -> None:
+        speaker, bob = await world.enter("ada", "chat:1"), await world.enter("bob")
+        for text in ("1", "2", "3"):
+            await speaker.event("say", text)
+        await settle()
+        first = speaker.take("event")[0]["position"]
+        world.store.faults.stall()
+        await world.clock.advance(3.0)
+        failed = await refused(world, bob, "join", room="chat:1", since=first)
+        assert failed.code == "unavailable"
+        world.store.faults.resume()
+        await world.clock.advance(3.0)
+        joined = await bob.join("chat:1", since=first)
+        assert [event["data"] for event in joined["events"]] == ["2", "3"]

@@ -63,8 +63,8 @@ async def test_a_connection_that_stays_is_named_by_the_gauges_and_its_tasks() ->
                 await ann.join("chat:1")
         left = "\n".join(leaked.value.left)
         assert "gauge 'connections' of Realtime: 1, was 0" in left
-        assert "gauge 'store.entries' of Realtime: 1, was 0" in left
-        assert "gauge 'entries' of MemoryStore: 1, was 0" in left
+        assert "gauge 'store.entries' of Realtime: 2, was 1" in left
+        assert "gauge 'entries' of MemoryStore: 2, was 1" in left
         assert "publication" not in left
         assert "of Peer._run at " in left
         assert "1 of the timer starlette_realtime.router" in left

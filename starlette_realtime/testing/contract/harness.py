@@ -1,15 +1,19 @@
 """What the contract's tests stand on: how to make stores, move their time, and break them."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
+from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import Delivery, Gap, History, PresenceDiff, Publication
 from starlette_realtime.store.base import Store
 from starlette_realtime.testing.clock import FakeClock
 
 __all__ = ["KEPT", "Heard", "StoreHarness"]
+
+T = TypeVar("T")
 
 KEPT = History(size=64, ttl=60.0)
 
@@ -83,6 +87,10 @@ class StoreHarness:
         """Deliver each of the next `count` deliveries to this process twice."""
         self._faults(store, "duplicate").duplicate(count)
 
+    async def lose_answers(self, store: Store, count: int) -> None:
+        """Let the backend make the next `count` changes of this process, and lose its answers."""
+        self._faults(store, "lose_answers").unanswered(count)
+
     async def rewind(self, store: Store, topic: str, count: int) -> None:
         """Take the topic's last `count` publications back, in the same epoch."""
         self._faults(store, "rewind").rewind(topic, count)
@@ -129,6 +137,15 @@ class StoreHarness:
                 return
             await self.advance(step)
         assert condition(), f"not within {seconds} s"
+
+    async def repeated(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """What comes of the operation, asked for again for as long as nobody knows what came of it."""
+        for _ in range(8):
+            task = asyncio.ensure_future(operation())
+            await self.until(task.done)
+            if not isinstance(task.exception(), StoreError):
+                break
+        return task.result()
 
     async def quiet(self) -> None:
         """Wait long enough for what must not happen to happen."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import Entry, Members, PresenceDiff
 from starlette_realtime.store.base import Store
 from starlette_realtime.testing.contract.harness import Heard, StoreHarness
@@ -180,6 +181,45 @@ class PresenceContract(StoreHarness):
             await self.until(lambda: bool(changes), seconds=self.lease)
             assert changes == [(topic, (), ("a",))]
             assert names((await one.members(topic, limit=9)).entries) == ("b",)
+
+    async def test_an_entry_whose_answer_was_lost_is_told_once(self) -> None:
+        async with self.nodes(2) as (one, two):
+            topic = self.name()
+            changes, others = self._watch(one), self._watch(two)
+            await self.lose_answers(one, 1)
+            joined = await self.repeated(lambda: one.enter(topic, [entry("a"), entry("b")]))
+            assert names(joined) == ("a", "b")
+            await self.advance(self.lease / 2)
+            assert changes == others == []
+            assert names((await two.members(topic, limit=9)).entries) == ("a", "b")
+            assert await two.enter(topic, [entry("a2", "u:a")]) == ()
+
+    async def test_an_entry_that_nobody_repeats_does_not_stay(self) -> None:
+        async with self.nodes(2) as (one, two):
+            topic = self.name()
+            changes = self._watch(one)
+            await self.lose_answers(one, 1)
+            try:
+                joined = names(await one.enter(topic, [entry("a")]))
+            except StoreError:
+                joined = ()
+            left = names(await self.repeated(lambda: one.leave(topic, ["a"])))
+            await self.advance(self.lease / 2)
+            came = [*joined, *(who for change in changes for who in change[1])]
+            went = [*left, *(who for change in changes for who in change[2])]
+            assert came == went
+            assert (await two.members(topic, limit=9)).total == 0
+
+    async def test_a_leave_whose_answer_was_lost_is_told_once(self) -> None:
+        async with self.nodes(2) as (one, two):
+            topic = self.name()
+            changes = self._watch(one)
+            await one.enter(topic, [entry("a"), entry("b")])
+            await self.lose_answers(one, 1)
+            left = await self.repeated(lambda: one.leave(topic, ["a"]))
+            await self.advance(self.lease / 2)
+            assert [*names(left), *(who for change in changes for who in change[2])] == ["a"]
+            assert names((await two.members(topic, limit=9)).entries) == ("b",)
 
     async def test_a_process_that_ends_in_order_takes_its_members_along(self) -> None:
         async with self.nodes(2) as (one, two):

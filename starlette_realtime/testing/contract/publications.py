@@ -1,8 +1,10 @@
 """The contract, part one: publishing, idempotency, history, reading, paging."""
 
+import asyncio
+
 import pytest
 
-from starlette_realtime.messages import History, Position
+from starlette_realtime.messages import Entry, History, Position
 from starlette_realtime.testing.contract.harness import KEPT, Heard, StoreHarness
 
 __all__ = ["PublicationContract"]
@@ -50,6 +52,29 @@ class PublicationContract(StoreHarness):
             assert await two.publish(topic, b"again", history=KEPT, producer="u:a", key="k") == first
             recovery = await two.read(topic, since=start, limit=10)
             assert [row.data for row in recovery.publications] == [b"first", b"between"]
+
+    async def test_a_publication_whose_answer_was_lost_is_repeated_and_made_once(self) -> None:
+        async with self.nodes(2) as (one, two):
+            topic, heard = self.name(), Heard()
+            start = (await one.read(topic, since=None, limit=0)).position
+            await two.subscribe(topic, heard)
+            await self.lose_answers(one, 1)
+            first = await self.repeated(lambda: one.publish(topic, b"1", history=KEPT, producer="u:a", key="k"))
+            await one.publish(topic, b"2", history=KEPT, producer="u:a", key="k2")
+            assert await two.publish(topic, b"again", history=KEPT, producer="u:a", key="k") == first
+            assert [row.data for row in (await two.read(topic, since=start, limit=9)).publications] == [b"1", b"2"]
+            await self.until(lambda: len(heard) >= 2)
+            await self.quiet()
+            assert heard.data == [b"1", b"2"]
+
+    async def test_many_processes_that_publish_the_same_key_at_once_publish_it_once(self) -> None:
+        async with self.nodes(3) as stores:
+            topic = self.name()
+            positions = await asyncio.gather(
+                *(stores[number % 3].publish(topic, b"1", history=KEPT, producer="u:a", key="k") for number in range(9))
+            )
+            assert len(set(positions)) == 1
+            assert (await stores[0].read(topic, since=None, limit=0)).position == positions[0]
 
     async def test_no_part_of_a_key_is_taken_for_another(self) -> None:
         async with self.node() as store:
@@ -157,6 +182,39 @@ class PublicationContract(StoreHarness):
                 assert recovery.complete is complete
                 assert len(recovery.publications) == (4 if complete else 0)
                 assert recovery.reason == ("" if complete else "too_many")
+
+    async def test_those_who_join_recover_what_a_reader_reads(self) -> None:
+        async with self.nodes(2) as (one, two):
+            topic, short = self.name(), History(size=6, ttl=60.0)
+            before = [await one.publish(topic, b"%d" % number, history=short) for number in range(4)]
+            await two.subscribe(topic, Heard())
+            positions = before + [await one.publish(topic, b"%d" % number, history=short) for number in range(4, 9)]
+            await self.until(lambda: two.position(topic) == positions[-1])
+            top = positions[-1]
+            wrong = [Position("another", 3, "x"), Position(top.epoch, 5, "x"), Position(top.epoch, 9, "x")]
+            for store in (one, two):  # one where nobody hears it, and one where somebody does
+                for since in (None, *positions, *wrong, *reversed(positions)):
+                    for limit in (3, 100):
+                        recovery = await store.recover(topic, since=since, limit=limit, history=short)
+                        assert recovery == await one.read(topic, since=since, limit=limit)
+                found = await asyncio.gather(
+                    *(store.recover(topic, since=since, limit=100, history=short) for since in [*positions, *wrong] * 5)
+                )
+                expected = [await one.read(topic, since=since, limit=100) for since in [*positions, *wrong]]
+                assert list(found) == expected * 5
+
+    async def test_where_many_topics_are_is_told_at_once(self) -> None:
+        async with self.nodes(2) as (one, two):
+            topics = [self.name() for _ in range(64)]
+            await asyncio.gather(*(one.publish(topic, b"1", history=KEPT) for topic in topics[::2]))
+            await asyncio.gather(*(one.enter(topic, [Entry("a", "u:a")]) for topic in topics[::3]))
+            found = await two._where(topics)
+            assert len(found) == len(topics)
+            for topic, (position, sequence) in zip(topics, found, strict=True):
+                assert position == (await one.read(topic, since=None, limit=0)).position
+                assert sequence == (await one.members(topic, limit=0)).seq
+            assert {position.offset for position, _ in found} == {0, 1}
+            assert [sequence > 0 for _, sequence in found] == [number % 3 == 0 for number in range(64)]
 
     async def test_a_history_lives_its_time_from_the_last_publication(self) -> None:
         async with self.node() as store:

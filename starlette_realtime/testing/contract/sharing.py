@@ -59,6 +59,16 @@ class SharingContract(StoreHarness):
             await frozen.release(key, "a")
             assert await one.admit(key, "b", limit=1)
 
+    async def test_a_slot_whose_answer_was_lost_is_held_once_and_given_back(self) -> None:
+        async with self.nodes(2) as (one, two):
+            key = self.name()
+            await self.lose_answers(one, 1)
+            assert await self.repeated(lambda: one.admit(key, "a", limit=1))
+            assert not await two.admit(key, "b", limit=1)
+            await self.lose_answers(one, 1)
+            await self.repeated(lambda: one.release(key, "a"))
+            assert await self.repeated(lambda: two.admit(key, "b", limit=1))
+
     async def test_one_caller_claims(self) -> None:
         async with self.nodes(2) as stores:
             key = self.name()
@@ -79,6 +89,16 @@ class SharingContract(StoreHarness):
             await one.revoke(subject, issued_before=1_100.0)
             assert (await two.revocations())[subject] == 1_100.0
             await self.until(lambda: len(heard) >= 3)
+            assert json.loads(heard.data[0]) == [subject, 1_000.5]
+
+    async def test_a_revocation_whose_answer_was_lost_stands(self) -> None:
+        async with self.nodes(2) as (one, two):
+            subject, heard = self.name("user"), Heard()
+            await two.subscribe(REVOCATIONS, heard)
+            await self.lose_answers(one, 1)
+            await self.repeated(lambda: one.revoke(subject, issued_before=1_000.5))
+            assert (await two.revocations())[subject] == 1_000.5
+            await self.until(lambda: bool(heard))
             assert json.loads(heard.data[0]) == [subject, 1_000.5]
 
     async def test_processes_send_to_each_other_in_order(self) -> None:
@@ -165,4 +185,14 @@ class SharingContract(StoreHarness):
         return {name: value for name, value in store.gauges().items() if name in LOCAL_GAUGES}
 
 
-LOCAL_GAUGES = ("feeds", "subscribers", "waiting_subscribers", "repairs", "held_publications", "held_bytes")
+LOCAL_GAUGES = (
+    "feeds",
+    "subscribers",
+    "waiting_subscribers",
+    "repairs",
+    "held_publications",
+    "held_bytes",
+    "recoveries",
+    "ring_publications",
+    "ring_bytes",
+)

@@ -1,22 +1,20 @@
-"""Fan-out: one topic's deliveries to the connections that joined it, encoded once per wire protocol."""
+"""Topic: one topic's deliveries to the connections that joined it, encoded once per wire protocol."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 
 import msgspec
 
-from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, size_of
 from starlette_realtime.counters import Counters
-from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import (
     Body,
     Delivery,
     Event,
     Fresh,
     Gap,
+    Members,
     Position,
     PresenceDiff,
     Publication,
@@ -26,21 +24,17 @@ from starlette_realtime.messages import (
     StoreAway,
     StoreBack,
 )
-from starlette_realtime.presence import Change, Roster
+from starlette_realtime.presence import Roster
 from starlette_realtime.protocols.base import WireProtocol
 from starlette_realtime.replay import Replay
-from starlette_realtime.store import Store
 from starlette_realtime.types import Frame
 
-__all__ = ["Fanout", "Topic", "read_body", "to_event"]
+__all__ = ["Topic", "read_body", "to_event", "write_body"]
 
 logger = logging.getLogger("starlette_realtime.fanout")
 
 _decode = msgspec.json.Decoder(Body).decode
 _encode = msgspec.json.Encoder().encode
-
-ALL = 2**31 - 1
-"""A limit for members that is none."""
 
 Put = Callable[[tuple[Frame, ...], int], None]
 
@@ -96,8 +90,8 @@ class Topic:
         "_behind",
         "_control",
         "_counters",
+        "_expected",
         "_groups",
-        "_present",
         "_reload",
         "_started",
         "joining",
@@ -122,8 +116,8 @@ class Topic:
         self._counters = counters
         self._behind: dict[str, tuple[Connection, Position]] = {}
         self._groups: dict[tuple[type[WireProtocol], str | None], _Group] = {}
+        self._expected: dict[str, asyncio.Future[None]] = {}
         self._started: asyncio.Future[None] | None = None
-        self._present: Callable[[Topic, Change], ServerEvent] | None = None
         self._reload: Callable[[], None] | None = None
 
     def buffer(self, connection: Connection, replay: Replay) -> None:
@@ -175,6 +169,9 @@ class Topic:
         elif isinstance(delivery, PresenceDiff):
             if self.roster is not None:
                 self.roster.apply(delivery)
+                if self._expected:
+                    for entry in delivery.entered:
+                        self._arrived(entry.connection)
         elif isinstance(delivery, Gap):
             self.position = delivery.position
             for replay in self.joining.values():
@@ -194,6 +191,21 @@ class Topic:
             self.broadcast(StoreBack(self.name))
             if self._reload is not None:
                 self._reload()
+
+    def load(self, members: Members) -> None:
+        """Take a snapshot of who is present."""
+        if self.roster is not None:
+            self.roster.load(members)
+            for connection in tuple(self._expected):
+                self._arrived(connection)
+
+    def knows(self, connection: str) -> bool:
+        """Whether the members are known as they are, that one included."""
+        return self.roster is not None and not self.stale and self.roster.loaded and connection in self.roster
+
+    def _arrived(self, connection: str) -> None:
+        if self.knows(connection) and (waiter := self._expected.pop(connection, None)) and not waiter.done():
+            waiter.set_result(None)
 
     def broadcast(
         self, event: ServerEvent, *, skip: str | None = None, droppable: bool = False, kept: bool = False
@@ -261,132 +273,3 @@ class Topic:
                 self._add(connection)
             elif position.epoch != until.epoch or position.offset >= until.offset:
                 connection.close(4441)  # the two disagree: resuming settles it
-
-
-class Fanout:
-    """
-    The topics of this process.
-
-    `control` hears the kit's own publications. Presence is followed where `attach` is given `present`, which turns a
-    change into the event that clients get.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        *,
-        control: Callable[[Topic, Body], None],
-        presence_interval: float = 0.1,
-        counters: Counters | None = None,
-    ) -> None:
-        self.topics: dict[str, Topic] = {}
-        self._store = store
-        self._clock = clock
-        self._control = control
-        self._interval = presence_interval
-        self._counters = counters if counters is not None else Counters()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def attach(self, name: str, present: Callable[[Topic, Change], ServerEvent] | None = None) -> Topic:
-        """
-        The topic, subscribed, with its members known where `present` asks for them. Raises `StoreError`.
-
-        Every `attach` is to be followed by one `detach`; where it raises, nothing is left.
-        """
-        topic = self.topics.get(name)
-        if topic is None:
-            topic = self.topics[name] = Topic(name, self._control, self._counters)
-        topic.references += 1
-        if topic._started is None:
-            topic._started = self._spawn(self._start(topic, present))
-        try:
-            await asyncio.shield(topic._started)
-        except BaseException as exc:
-            self._release(topic)
-            if isinstance(exc, asyncio.CancelledError) and topic._started.cancelled():
-                raise StoreError("the subscription was cancelled") from None
-            raise
-        return topic
-
-    def detach(self, topic: Topic) -> None:
-        """Give a topic back; with the last one the subscription ends."""
-        self._release(topic)
-
-    async def close(self) -> None:
-        """Wait until nothing is under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def cancel(self) -> None:
-        """Give up what is under way."""
-        for task in self._tasks:
-            task.cancel()
-
-    def __iter__(self) -> Iterator[Topic]:
-        return iter(tuple(self.topics.values()))
-
-    def _release(self, topic: Topic) -> None:
-        topic.references -= 1
-        if topic.references:
-            return
-        if self.topics.get(topic.name) is topic:
-            del self.topics[topic.name]
-        if topic.roster is not None:
-            topic.roster.close()
-        self._spawn(self._stop(topic))
-
-    async def _stop(self, topic: Topic) -> None:
-        if topic._started is not None:
-            await asyncio.wait((topic._started,))
-        try:
-            await self._store.unsubscribe(topic.name, topic.deliver)
-        except StoreError as exc:
-            logger.warning("a topic could not be unsubscribed: %s", exc)
-
-    async def _start(self, topic: Topic, present: Callable[[Topic, Change], ServerEvent] | None) -> None:
-        if present is not None:
-            show = present
-            topic.roster = roster = Roster(
-                clock=self._clock,
-                interval=self._interval,
-                changed=lambda change: topic.broadcast(show(topic, change)),
-                gap=lambda: self._reload(topic),
-            )
-            topic._reload = lambda: self._reload(topic)
-        try:
-            await self._store.subscribe(topic.name, topic.deliver)
-            if present is not None:
-                roster.load(await self._store.members(topic.name, limit=ALL))
-        except BaseException:
-            # Whoever comes next starts anew.
-            if self.topics.get(topic.name) is topic:
-                del self.topics[topic.name]
-            raise
-
-    def _reload(self, topic: Topic) -> None:
-        roster = topic.roster
-        if roster is not None and topic.references:
-            roster.restart()
-            self._spawn(self._load(topic, roster))
-
-    async def _load(self, topic: Topic, roster: Roster) -> None:
-        delay = 0.05
-        while topic.references and not roster.loaded:
-            with suppress(StoreError):
-                roster.load(await self._store.members(topic.name, limit=ALL))
-            if not roster.loaded:
-                await self._clock.sleep(delay)
-                delay = min(delay * 2, 5.0)
-                roster.forget()  # the next snapshot has it, or it is a past's that the store was wound back behind
-
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, StoreError):
-            logger.error("the fan-out failed", exc_info=error)

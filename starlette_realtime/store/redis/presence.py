@@ -1,0 +1,375 @@
+"""Presence: one process's members, topic by topic, and how they are told apart from what was lost on the way."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from starlette_realtime.clock import Clock
+from starlette_realtime.errors import StoreError
+from starlette_realtime.messages import Entry, Members, PresenceDiff
+from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.lease import Lease
+from starlette_realtime.store.redis.link import Link
+from starlette_realtime.store.redis.mending import Mending
+from starlette_realtime.store.redis.scripts import script
+
+__all__ = ["BATCH", "KNOWN", "LIFE", "Presence", "PresenceChanged", "Records", "decode_diff", "decode_entries"]
+
+PresenceChanged = Callable[[str, tuple[Entry, ...], tuple[Entry, ...]], object]
+"""Topic, entries whose `who` appeared, entries whose `who` is gone."""
+
+BATCH = 200
+"""How many records one script announces anew, or removes."""
+
+LIFE = 3_600.0
+"""Seconds that presence records, slots and the index stand when no process refreshes them: not even a reaper."""
+
+REFRESH = LIFE / 3
+"""Seconds between two times that a topic's records are refreshed."""
+
+KNOWN = 600.0
+"""Seconds for which what came of a process's last operation in a topic is known, and for which tombstones stand."""
+
+_entries = msgspec.json.Decoder(tuple[Entry, ...])
+_diff = msgspec.json.Decoder(tuple[tuple[Entry, ...], tuple[str, ...]])
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_diff(payload: bytes) -> PresenceDiff:
+    """A presence diff, as it came over a topic's channel. Raises `ValueError` for anything else."""
+    head, _, body = payload.partition(b"\n")
+    kind, prev, seq = head.split(b" ")
+    if kind != b"d":
+        raise ValueError("this is no presence diff")
+    entered, left = _diff.decode(body)
+    return PresenceDiff(int(prev), int(seq), entered, left)
+
+
+def decode_entries(answer: bytes) -> tuple[Entry, ...]:
+    """The JSON of entries, as scripts answer it."""
+    return _entries.decode(answer) if answer != b"[]" else ()
+
+
+class Records(NamedTuple):
+    """The keys of one topic's presence, in the order in which scripts take them."""
+
+    channel: bytes
+    meta: bytes
+    records: bytes
+    order: bytes
+    counts: bytes
+    holders: bytes
+
+    @classmethod
+    def of(cls, base: bytes) -> "Records":
+        """The keys of the topic whose keys start with `base`."""
+        return cls(base, base + b":m", base + b":pe", base + b":pz", base + b":pu", base + b":pn")
+
+    def owned(self, node: str) -> bytes:
+        """What that process has there: SET of connections."""
+        return b"%b:p:%b" % (self.channel, node.encode())
+
+    def tombstone(self, node: str) -> bytes:
+        """That it was declared dead."""
+        return b"%b:px:%b" % (self.channel, node.encode())
+
+    def last(self, node: str, *, reaper: bool = False) -> bytes:
+        """Its last operation there, and what came of it."""
+        return b"%b:%b:%b" % (self.channel, b"pr" if reaper else b"po", node.encode())
+
+
+class _Unsettled(NamedTuple):
+    """An operation of which it isn't known yet whether it was made."""
+
+    key: bytes
+    number: bytes
+    kind: Literal["enter", "leave"]
+
+
+class _Room:
+    """What this process has, or is about to have, in one topic."""
+
+    __slots__ = ("coming", "indexed", "keys", "lock", "mine", "refreshed", "steady", "topic", "unsettled", "users")
+
+    def __init__(self, topic: str, keys: Records) -> None:
+        self.topic = topic
+        self.keys = keys
+        self.lock = asyncio.Lock()
+        self.users = 0  # who hold the lock, or wait for it
+        self.mine: dict[str, Entry] = {}  # as it should be: connection → entry
+        self.coming: dict[str, Entry] = {}  # what of it is still to be entered, by whoever asked for it
+        self.indexed = ""  # the id under which the topic is noted
+        self.unsettled: _Unsettled | None = None
+        self.steady: float | None = None  # since when the connection stood over which the records were written
+        self.refreshed = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return not (self.users or self.mine or self.indexed or self.unsettled)
+
+
+class Presence:
+    """
+    The members of this process, in Redis as they should be: now, or as soon as it is there again.
+
+    An operation has a number, and the server keeps what came of a process's last one in a topic. So one whose answer
+    was lost is asked after before the next; and one that arrives late, when it has been given up, is not made.
+    `changed` hears of what came of operations after whoever asked for them was told otherwise.
+    """
+
+    def __init__(
+        self, link: Link, keys: Keys, lease: Lease, *, clock: Clock, timeout: float, changed: PresenceChanged
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._lease = lease
+        self._clock = clock
+        self._timeout = timeout
+        self._changed = changed
+        self._publish = b"SPUBLISH" if link.sharded else b"PUBLISH"
+        self._rooms: OrderedDict[str, _Room] = OrderedDict()  # the longest not refreshed first
+        self._number = 0
+        self._mending = Mending(self._mend, clock=clock, retry=min(0.5, lease.length / 10))
+
+    # --- what the store does ---
+
+    async def enter(self, topic: str, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+        """See `Store.enter`."""
+        if not entries:
+            return ()
+        entries = tuple(entries)
+        async with self._room(topic) as room:
+            before = {entry.connection: room.mine.get(entry.connection) for entry in entries}
+            latest = {entry.connection: entry for entry in entries}
+            room.mine.update(latest)
+            room.coming.update(latest)
+            try:
+                async with self._in_turn(room):
+                    joined = await self._enter(room, entries)
+            except BaseException:
+                for connection, entry in latest.items():
+                    if room.mine.get(connection) is entry:  # not left or changed meanwhile
+                        if (old := before[connection]) is None:
+                            del room.mine[connection]
+                        else:
+                            room.mine[connection] = old
+                if room.unsettled is not None:
+                    self._mending.soon((topic,))
+                raise
+            finally:
+                for connection, entry in latest.items():
+                    if room.coming.get(connection) is entry:
+                        del room.coming[connection]
+            return joined
+
+    async def leave(self, topic: str, connections: Sequence[str]) -> tuple[Entry, ...]:
+        """See `Store.leave`."""
+        known = self._rooms.get(topic)
+        leaving = [] if known is None else [one for one in connections if known.mine.pop(one, None) is not None]
+        if not leaving:
+            return ()
+        async with self._room(topic) as room:
+            try:
+                async with self._in_turn(room):
+                    left = await self._leave(room, leaving)
+            except BaseException:
+                self._mending.soon((topic,))
+                raise
+            if not room.mine:
+                self._mending.soon((topic,))  # it is no longer to be noted
+            return left
+
+    async def members(self, topic: str, limit: int) -> Members:
+        """See `Store.members`."""
+        keys = Records.of(self._keys.topic(topic))
+        args = (b"%d" % max(0, limit),)
+        sequence, total, entries = await self._link.run(script("members"), (keys.meta, keys.records, keys.order), args)
+        return Members(int(sequence), total, decode_entries(entries))
+
+    def renewed(self) -> None:
+        """The process has another id: its members are announced anew."""
+        self._mending.soon(self._rooms)
+
+    def refresh(self) -> None:
+        """To be called now and then: have records outlive servers, and their own expiry."""
+        now = self._clock.now()
+        since: dict[bytes, float | None] = {}
+        due: list[str] = []
+        for topic, room in self._rooms.items():
+            tag = room.keys.channel.partition(b"}")[0]
+            if tag not in since:
+                since[tag] = self._link.steady_since(room.keys.channel)
+            if now - room.refreshed >= REFRESH or (since[tag] is not None and since[tag] != room.steady):
+                due.append(topic)
+        self._mending.soon(due)
+
+    async def stop(self) -> None:
+        """Have all members of this process leave. Raises `StoreError`."""
+        await self._mending.end()
+        rooms = list(self._rooms)
+        for room in self._rooms.values():
+            room.mine.clear()
+        for start in range(0, len(rooms), BATCH):
+            some = (self._mend(topic) for topic in rooms[start : start + BATCH])
+            for result in await asyncio.gather(*some, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def discard(self) -> None:
+        """Forget what this process had."""
+        await self._mending.end()
+        self._rooms.clear()
+
+    def gauges(self) -> dict[str, int]:
+        """What is held."""
+        return {"presence_topics": len(self._rooms), "presence_mending": len(self._mending)}
+
+    # --- one topic at a time ---
+
+    @asynccontextmanager
+    async def _room(self, topic: str) -> AsyncIterator[_Room]:
+        room = self._rooms.get(topic)
+        if room is None:
+            room = self._rooms[topic] = _Room(topic, Records.of(self._keys.topic(topic)))
+            room.refreshed = self._clock.now()
+        room.users += 1
+        try:
+            yield room
+        finally:
+            room.users -= 1
+            if room.idle and self._rooms.get(topic) is room:
+                del self._rooms[topic]
+
+    @asynccontextmanager
+    async def _in_turn(self, room: _Room) -> AsyncIterator[None]:
+        try:
+            async with self._clock.timeout(self._timeout), room.lock:
+                yield
+        except TimeoutError as exc:
+            raise StoreError(f"the store did not answer within {self._timeout} s") from exc
+
+    async def _enter(self, room: _Room, entries: Collection[Entry], *, anew: bool = False) -> tuple[Entry, ...]:
+        """`anew`: what another process has taken over meanwhile stays with that one."""
+        for _ in range(2):
+            await self._settle(room)
+            node = await self._lease.standing()
+            if not await self._index(room, node):
+                continue
+            number = self._next()
+            former = self._lease.earlier if anew else b"*"
+            args = [self._publish, node.encode(), number, self._lease.until, former, _ms(LIFE), _ms(KNOWN)]
+            for entry in entries:
+                args += (entry.connection.encode(), entry.who.encode(), _encode(entry))
+            if room.steady is None:
+                room.steady = self._link.steady_since(room.keys.channel)
+            may, *answer = await self._perform(room, node, number, "enter", args)
+            if may:
+                return decode_entries(answer[0])
+            self._lease.missed(node)
+        raise StoreError("the store took this process for dead twice in a row: do its servers' clocks agree?")
+
+    async def _leave(self, room: _Room, connections: Sequence[str]) -> tuple[Entry, ...]:
+        await self._settle(room)
+        node = await self._lease.standing()
+        number = self._next()
+        args = [self._publish, node.encode(), number, self._lease.earlier, _ms(KNOWN), b"0", b"0"]
+        args += (connection.encode() for connection in connections)
+        answer, _ = await self._perform(room, node, number, "leave", args)
+        return decode_entries(answer)
+
+    async def _perform(
+        self, room: _Room, node: str, number: bytes, kind: Literal["enter", "leave"], args: Sequence[bytes]
+    ) -> Any:
+        keys = room.keys
+        last = keys.last(node)
+        room.unsettled = _Unsettled(last, number, kind)
+        answer = await self._link.run(script(kind), (*keys, keys.owned(node), keys.tombstone(node), last), args)
+        room.unsettled = None
+        return answer
+
+    async def _settle(self, room: _Room) -> None:
+        """Learn what came of the operation before, or have it never made."""
+        if (unsettled := room.unsettled) is not None:
+            answer = await self._link.run(script("settle"), (unsettled.key,), (unsettled.number, _ms(KNOWN)))
+            room.unsettled = None
+            entries = decode_entries(answer)
+            if unsettled.kind == "enter":
+                self._tell(room, entries, ())
+            else:
+                self._tell(room, (), entries)
+
+    async def _index(self, room: _Room, node: str) -> bool:
+        """Note that this process has members there, so that a reaper finds them; False: it was declared dead."""
+        if room.indexed != node:
+            keys = (self._keys.node(node, "rooms"), self._keys.node(node, "x"))
+            args = (room.topic.encode(errors="surrogatepass"), self._next(), _ms(24 * LIFE))
+            if not await self._link.run(script("index"), keys, args):
+                self._lease.missed(node)
+                return False
+            room.indexed = node
+        return True
+
+    async def _mend(self, topic: str) -> None:
+        """Have in Redis what this process should have in this topic, and nothing else."""
+        async with self._room(topic) as room, room.lock:
+            await self._settle(room)
+            node = await self._lease.standing()
+            renewed = room.indexed not in ("", node)
+            since = self._link.steady_since(room.keys.channel)
+            suspect = since != room.steady and bool(room.mine)
+            for id in {node, room.indexed} - {""}:
+                there = await self._link.call(b"SMEMBERS", room.keys.owned(id), key=room.keys.channel)
+                extra = [one for one in (connection.decode() for connection in there) if one not in room.mine]
+                for start in range(0, len(extra), BATCH):
+                    self._tell(room, (), await self._leave(room, extra[start : start + BATCH]))
+            if not room.mine:
+                if room.indexed == node:
+                    await self._unindex(room, node)
+                room.indexed = ""  # what is left under an earlier id is cleared away with it
+                return
+            if not renewed:
+                room.indexed = ""  # once more: the index expires, too
+            entries = [entry for connection, entry in room.mine.items() if room.coming.get(connection) is not entry]
+            for start in range(0, len(entries), BATCH):
+                self._tell(room, await self._enter(room, entries[start : start + BATCH], anew=True), ())
+            if suspect:
+                await self._link.run(script("era"), room.keys[:2], (self._publish,))
+                await self._adopt(room)
+            room.steady = since
+            room.refreshed = self._clock.now()
+
+    async def _unindex(self, room: _Room, node: str) -> None:
+        args = (self._next(), room.topic.encode(errors="surrogatepass"))
+        await self._link.run(script("unindex"), (self._keys.node(node, "rooms"),), args)
+
+    async def _adopt(self, room: _Room) -> None:
+        """
+        Give processes that nobody knows, and that have members there, to the reapers.
+
+        Another master's failure may have lost that they existed.
+        """
+        holders = await self._link.call(b"SMEMBERS", room.keys.holders, key=room.keys.channel)
+        unknown = {holder.decode() for holder in holders}
+        if not unknown - {self._lease.node}:
+            return
+        for node in unknown - await self._lease.known():
+            topics = self._keys.node(node, "rooms")
+            args = (b"ZADD", topics, b"0", room.topic.encode(errors="surrogatepass"))
+            await self._link.call(*args, key=topics)
+            await self._link.call(b"ZADD", self._keys.nodes, b"NX", b"0", node.encode(), key=self._keys.nodes)
+
+    def _tell(self, room: _Room, joined: tuple[Entry, ...], left: tuple[Entry, ...]) -> None:
+        if joined or left:
+            self._changed(room.topic, joined, left)
+
+    def _next(self) -> bytes:
+        self._number += 1
+        return b"%d" % self._number
+
+
+def _ms(seconds: float) -> bytes:
+    return b"%d" % round(seconds * 1000)

@@ -1,0 +1,134 @@
+"""Reaper: clears away what dead processes have left behind, whoever gets to it, and tells each leave once."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+from starlette_realtime.clock import Clock
+from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.lease import Every, Lease
+from starlette_realtime.store.redis.link import Link
+from starlette_realtime.store.redis.presence import KNOWN, PresenceChanged, Records, decode_entries
+from starlette_realtime.store.redis.scripts import script
+
+__all__ = ["Reaper"]
+
+logger = logging.getLogger("starlette_realtime.store")
+
+STEP = 500
+"""How many members of a dead process one script removes, with one diff."""
+
+TOPICS = 256
+"""How many of its topics are looked up at once."""
+
+AT_ONCE = 16
+"""In how many topics it is removed at the same time."""
+
+
+class Reaper:
+    """
+    Looks every `sweep` seconds for processes that have missed their lease.
+
+    First such a process is declared dead, so that nothing it still says counts; then, topic by topic, the topic knows
+    it too, and its members leave; at last it is forgotten. Every step can be made twice, or by another process: what
+    one has removed the other doesn't find, so that only one tells of it through `changed`.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        lease: Lease,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        sweep: float,
+        changed: PresenceChanged,
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._lease = lease
+        self._rng = rng
+        self._changed = changed
+        self._publish = b"SPUBLISH" if link.sharded else b"PUBLISH"
+        self._number = 0
+        self._unsettled: dict[str, tuple[bytes, bytes]] = {}  # topic → key and number of a step whose answer was lost
+        self._every = Every(sweep, self.sweep, clock)
+
+    def start(self) -> None:
+        """From now on."""
+        self._every.start()
+
+    async def stop(self) -> None:
+        """No more."""
+        await self._every.stop()
+        self._unsettled.clear()
+
+    async def sweep(self) -> None:
+        """Clear away who is dead now. Raises `StoreError`."""
+        await self._lease.standing()  # first of all this process itself: it may have been frozen
+        for topic in list(self._unsettled):
+            await self._settle(topic)
+        if not self._lease.steady:
+            return  # after a restart of the server, or of this process, silence doesn't mean death yet
+        for node in await self._lease.overdue():
+            if node == self._lease.node:
+                self._lease.missed(node)
+            else:
+                await self._clear(node)
+
+    async def _clear(self, node: str) -> None:
+        topics = self._keys.node(node, "rooms")
+        keys = (self._keys.node(node, "x"), topics, self._keys.node(node, "alive"))
+        while True:
+            found: list[bytes] = await self._link.run(script("bury"), keys, (_ms(KNOWN), b"%d" % TOPICS))
+            if not found:
+                break
+            self._rng.shuffle(found)  # others may be about it, too: not all in the same order
+            for start in range(0, len(found), AT_ONCE):
+                await self._empty(node, found[start : start + AT_ONCE])
+        own = [self._keys.node(node, kind) for kind in ("in", "size", "rooms")]
+        await self._link.call(b"DEL", *own, key=own[0])
+        await self._link.call(b"ZREM", self._keys.nodes, node.encode(), key=self._keys.nodes)
+
+    async def _empty(self, node: str, topics: Sequence[bytes]) -> None:
+        names = [topic.decode(errors="surrogatepass") for topic in topics]
+        results = await asyncio.gather(*(self._remove(node, name) for name in names), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        await self._link.run(script("unindex"), (self._keys.node(node, "rooms"),), (b"inf", *topics))
+
+    async def _remove(self, node: str, topic: str) -> None:
+        """Remove the dead process's members of one topic."""
+        keys = Records.of(self._keys.topic(topic))
+        name = node.encode()
+        remaining = 1
+        while remaining:
+            self._number += 1
+            number = b"%d" % self._number
+            last = keys.last(self._lease.node, reaper=True)
+            self._unsettled[topic] = last, number
+            args = (self._publish, name, number, b"", _ms(KNOWN), b"%d" % STEP, _ms(KNOWN))
+            answer, remaining = await self._link.run(
+                script("leave"), (*keys, keys.owned(node), keys.tombstone(node), last), args
+            )
+            del self._unsettled[topic]
+            self._tell(topic, answer)
+
+    async def _settle(self, topic: str) -> None:
+        """Learn what came of a step; if it was not made, it never will be, and somebody makes another one."""
+        key, number = self._unsettled[topic]
+        answer = await self._link.run(script("settle"), (key,), (number, _ms(KNOWN)))
+        del self._unsettled[topic]
+        self._tell(topic, answer)
+
+    def _tell(self, topic: str, answer: bytes) -> None:
+        left = decode_entries(answer)
+        if left:
+            self._changed(topic, (), left)
+
+
+def _ms(seconds: float) -> bytes:
+    return b"%d" % round(seconds * 1000)

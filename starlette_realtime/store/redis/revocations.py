@@ -1,0 +1,58 @@
+"""Revocations: what was taken back, read again only when it has changed."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from starlette_realtime.errors import StoreError
+from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.link import Link
+from starlette_realtime.store.redis.scripts import script
+
+__all__ = ["Revocations"]
+
+READ = 1_000
+"""About how many revocations come in one answer."""
+
+LAPSED = 1_000
+"""How many that have lapsed one look forgets."""
+
+
+class Revocations:
+    """All standing revocations. `life`: seconds that one stands; over `most` of them, a further one is refused."""
+
+    def __init__(self, link: Link, keys: Keys, *, life: float, most: int = 200_000) -> None:
+        self._link = link
+        self._names = (keys.revocations, keys.revocations + b":x", keys.revocations + b":v")
+        self._life = life
+        self._most = most
+        self._version = b""
+        self._known: Mapping[str, float] = MappingProxyType({})
+
+    async def add(self, subject: str, issued_before: float) -> None:
+        """Revoke what was issued to `subject` before then. Raises `StoreError`, also when there are too many."""
+        args = (
+            subject.encode(errors="surrogatepass"),
+            repr(float(issued_before)).encode(),
+            b"%d" % round(self._life * 1000),
+            b"%d" % self._most,
+        )
+        if not await self._link.run(script("revoke"), self._names, args):
+            raise StoreError(f"over {self._most} revocations are standing: let tokens live for a shorter time")
+
+    async def read(self) -> Mapping[str, float]:
+        """All of them, subject → issued before. Raises `StoreError`."""
+        # The version first: what changes while the rest is read makes the next look read again.
+        version = await self._link.run(script("revocations"), self._names, (b"%d" % LAPSED,))
+        if version and version == self._version:
+            return self._known
+        found: dict[str, float] = {}
+        cursor = b"0" if version else b""
+        while cursor:
+            scan = (b"HSCAN", self._names[0], cursor, b"COUNT", b"%d" % READ)
+            cursor, pairs = await self._link.call(*scan, key=self._names[0])
+            for subject, issued_before in zip(pairs[::2], pairs[1::2], strict=True):
+                found[subject.decode(errors="surrogatepass")] = float(issued_before)
+            if cursor == b"0":
+                break
+        self._known, self._version = MappingProxyType(found), version
+        return self._known
