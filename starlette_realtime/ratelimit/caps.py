@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from urllib.parse import quote
-
-import anyio
 
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.errors import RateLimited, StoreError
@@ -41,7 +39,8 @@ class Caps:
         self._held: dict[str, dict[str, int]] = {}  # key → slot → how many connections of this process hold it
         self._unknown: dict[tuple[str, str], int] = {}  # (key, slot) that the store has not heard of, and how often
         self._timer: Timer | None = None
-        self._healing: set[asyncio.Task[None]] = set()
+        self._healing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # that outlive who waits for them
 
     @property
     def held(self) -> int:
@@ -54,7 +53,37 @@ class Caps:
         return len(self._unknown)
 
     async def admit(self, slot: str, caps: Mapping[str, int]) -> None:
-        """Take `slot` under each of these keys, or under none. Raises `RateLimited`."""
+        """
+        Take `slot` under each of these keys, or under none. Raises `RateLimited`.
+
+        When cancelled, what it takes all the same is given back as soon as the store has said so.
+        """
+        if not caps:
+            return
+        admitting = self._start(self._admit_all(slot, caps))
+        try:
+            await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admitting.add_done_callback(lambda task: self._undo(task, slot, caps))
+            raise
+
+    async def release(self, slot: str, keys: Collection[str]) -> None:
+        """Give `slot` back under each of these keys; when cancelled, that goes on by itself."""
+        if keys:
+            await asyncio.shield(self._start(self._release_all(slot, keys)))
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Have it done whatever becomes of who asked for it: a slot must not be taken unknown to us."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _undo(self, admitted: asyncio.Task[None], slot: str, caps: Mapping[str, int]) -> None:
+        if not admitted.cancelled() and admitted.exception() is None:
+            self._start(self._release_all(slot, caps))
+
+    async def _admit_all(self, slot: str, caps: Mapping[str, int]) -> None:
         taken: list[str] = []
         try:
             for key, limit in caps.items():
@@ -62,14 +91,12 @@ class Caps:
                     raise RateLimited("too many connections", retry_after=COME_BACK)
                 taken.append(key)
         except BaseException:
-            await self.release(slot, taken)
+            await self._release_all(slot, taken)
             raise
 
-    async def release(self, slot: str, keys: Mapping[str, int] | list[str]) -> None:
-        """Give `slot` back under each of these keys."""
-        with anyio.CancelScope(shield=True):
-            for key in keys:
-                await self._release(slot, key)
+    async def _release_all(self, slot: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            await self._release(slot, key)
 
     async def _release(self, slot: str, key: str) -> None:
         slots = self._held.get(key, {})
@@ -102,27 +129,24 @@ class Caps:
         return admitted
 
     async def _ask(self, key: str, slot: str, limit: int) -> bool | None:
-        if not self._quotas.asking:
+        if not self._quotas.may_ask():
             return None
         try:
-            with anyio.CancelScope(shield=True):  # a slot must not be taken unknown to us
-                admitted = await self._store.admit(key, slot, limit=limit)
-                self._quotas.answered()
-                await self._quotas.count_nodes()
+            admitted = await self._store.admit(key, slot, limit=limit)
         except StoreError as exc:
             self._quotas.failed(exc)
             return None
+        self._quotas.answered()
+        self._quotas.count_nodes()
         return admitted
 
     def _heal_later(self) -> None:
-        if self._timer is None and not self._healing:
+        if self._timer is None and self._healing is None:
             self._timer = self._clock.call_later(HEAL, self._heal_now)
 
     def _heal_now(self) -> None:
         self._timer = None
-        task = asyncio.get_running_loop().create_task(self._heal())
-        self._healing.add(task)
-        task.add_done_callback(self._healing.discard)
+        self._healing = self._start(self._heal())
 
     async def _heal(self) -> None:
         try:
@@ -137,15 +161,18 @@ class Caps:
         except StoreError as exc:
             logger.debug("the store is still away: %r", exc)
             self._timer = self._clock.call_later(HEAL, self._heal_now)
+        finally:
+            self._healing = None
 
     async def close(self) -> None:
-        """Stop healing."""
+        """Tell the store no more of slots that were taken while it was away; what is being given back is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for task in tuple(self._healing):
-            task.cancel()
-            await asyncio.wait((task,))
+        if self._healing is not None:
+            self._healing.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
 
 
 def user_key(user: str) -> str:

@@ -8,9 +8,9 @@ from starlette.requests import HTTPConnection
 
 from starlette_realtime.errors import ConfigurationError
 from starlette_realtime.ratelimit.buckets import Blocked, KeyedBuckets
+from starlette_realtime.ratelimit.counting import Ask, Quota
 from starlette_realtime.ratelimit.limit import Limit, Subject
 from starlette_realtime.ratelimit.rate import Decision, Rate, TokenBucket
-from starlette_realtime.ratelimit.shared import Ask, Quota
 
 if TYPE_CHECKING:
     from starlette_realtime.ratelimit.limiter import RateLimiter
@@ -118,13 +118,15 @@ class Gate:
         decision = _charged(charges)
         if not asks:
             return decision
-        for count, ask, answer in zip(asked, asks, await limiter.quotas.take(asks, exact=exact), strict=True):
+        answers = await limiter.quotas.take(asks, exact=exact)
+        now = limiter.clock.now()
+        for count, ask, answer in zip(asked, asks, answers, strict=True):
             if answer is None:
                 continue
             answer = Decision(
                 answer.allowed, answer.retry_after, answer.remaining, answer.limit, answer.reset, count.policy
             )
-            if not answer.allowed:
+            if not answer.allowed and not limiter.quotas.away:  # then the store says when it is back
                 count.blocked.block(ask.who, ask.cost, now + (answer.retry_after or 0.0), now)
             decision = _longer(decision, answer)
         if not decision.allowed:

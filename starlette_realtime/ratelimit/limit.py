@@ -42,7 +42,9 @@ class Limit:
     `shared=True` counts for all processes together, in the store, by `strategy`: "moving-window" (exact; stores the
     time of each), "fixed-window" (the cheapest; up to twice the amount around a window's end) or
     "sliding-window-counter" (nearly exact, two numbers). The token bucket then stands in front of it in each
-    process, so that who is over the limit there costs the store nothing.
+    process, so that who is over the limit there costs the store nothing. A store on a server is asked for some in
+    advance, by who sends fast: at most a quarter of the amount, which lapses within a second. A moving window may let
+    that through over its amount.
 
     Raises `ConfigurationError`.
     """

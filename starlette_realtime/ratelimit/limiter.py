@@ -30,6 +30,9 @@ logger = logging.getLogger("starlette_realtime.ratelimit")
 
 Over = Literal["close", "wait"]
 
+TAKEN = "starlette_realtime.slots"
+"""In a scope: under which keys a limiter has taken a slot for that connection, so that it takes no second one."""
+
 
 class RateLimiter:
     """
@@ -95,6 +98,7 @@ class RateLimiter:
         self._quotas: SharedQuotas | None = None
         self._caps: Caps | None = None
         self._sockets: dict[str, LimitedSocket] = {}  # slot → who holds it, where it can be taken over
+        self._endings: set[asyncio.Future[None]] = set()
         self._warned = self._warned_of_proxy = False
         self.requests = self._early("requests", requests)
         self.handshakes = self._early("handshakes", handshakes)
@@ -157,6 +161,7 @@ class RateLimiter:
     async def admit(self, slot: str, *, user: str | None = None, scope: Scope | None = None) -> None:
         """
         Take one of the connections that `user` may have, and one of those of the peer's address: both, or neither.
+        What this limiter took as middleware, in front, is not taken again.
 
         A slot that is held already is taken over, so that a reconnect replaces what it left behind. Each `admit` that
         returned needs a `release` with the same arguments. Raises `RateLimited`.
@@ -181,18 +186,23 @@ class RateLimiter:
             group = self.address_group(scope)
             if group is not None:
                 keys[address_key(group)] = self.connections_per_address
+        for key in scope.get(TAKEN, {}).get(self, ()) if scope is not None else ():
+            keys.pop(key, None)
         return keys
 
     async def aclose(self) -> None:
         """Stop what goes on in the background: telling the store, once it is back, of slots taken meanwhile."""
         if self._caps is not None:
             await self._caps.close()
+        if self._quotas is not None:
+            await self._quotas.close()
 
     def gauges(self) -> dict[str, int]:
         """What this process holds at the moment."""
         gates = (self.requests, self.handshakes, self.frames, self.joins, self.publishes)
         return {
             "buckets": sum(gate.kept for gate in gates),
+            "leases": self._quotas.leased if self._quotas is not None else 0,
             "slots": self._caps.held if self._caps is not None else 0,
             "untold_slots": self._caps.untold if self._caps is not None else 0,
             "replaceable": len(self._sockets),
@@ -258,6 +268,8 @@ class RateLimiter:
         except RateLimited as refusal:
             await _deny(scope, receive, send, refusal)
             return
+        scope[TAKEN] = taken = {**scope.get(TAKEN, {})}
+        taken[self] = frozenset(keys).union(taken.get(self, ()))
         socket = LimitedSocket(
             self.frames,
             Subject(scope, user, connection),
@@ -271,7 +283,11 @@ class RateLimiter:
         before = self._sockets.get(slot)
         if own is not None:
             self._sockets[slot] = socket
-        ending = asyncio.ensure_future(before.end(4403, "replaced")) if before is not None else None
+        ending: asyncio.Future[None] | None = None
+        if before is not None:
+            ending = asyncio.ensure_future(before.end(4403, "replaced"))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
         try:
             await app(scope, socket.receive, socket.send)
         finally:

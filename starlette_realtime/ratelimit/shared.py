@@ -1,38 +1,23 @@
 """Shared quotas: what all processes count together in the store, and what one counts while the store is away."""
 
-import hashlib
+import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, floor
-from typing import cast
-from urllib.parse import quote
+from collections.abc import Sequence
 
-import limits
-import limits.aio.storage
-import limits.aio.strategies
-from limits.aio.storage import SlidingWindowCounterSupport
-from limits.aio.strategies import (
-    FixedWindowRateLimiter,
-    MovingWindowRateLimiter,
-    SlidingWindowCounterRateLimiter,
-)
 from limits.errors import StorageError
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
 from starlette_realtime.ratelimit.buckets import KeyedBuckets
-from starlette_realtime.ratelimit.limit import Strategy
+from starlette_realtime.ratelimit.counting import Ask, Counting
+from starlette_realtime.ratelimit.leases import ANSWER, Leases
 from starlette_realtime.ratelimit.rate import Decision, Rate
 from starlette_realtime.store import Store
 from starlette_realtime.store.quotas import MemoryQuotas
 
-__all__ = ["Ask", "Quota", "SharedQuotas"]
+__all__ = ["SharedQuotas"]
 
 logger = logging.getLogger("starlette_realtime.ratelimit")
-
-ANSWER = 1.0
-"""Seconds that the store has to answer."""
 
 AWAY = 1.0
 """Seconds after a failure until the store is asked again, so that not everything waits for it in turn."""
@@ -40,67 +25,22 @@ AWAY = 1.0
 NODES = 10.0
 """Seconds between two looks at how many processes there are."""
 
-LONGEST = 128
-"""Characters of a key that the store is given as they are; what is longer is hashed."""
-
-EDGE = 0.001
-"""Seconds added to what a window says: at its very end, it still counts."""
-
-STRATEGIES: Mapping[Strategy, Callable[[limits.aio.storage.Storage], limits.aio.strategies.RateLimiter]] = {
-    "moving-window": MovingWindowRateLimiter,
-    "fixed-window": FixedWindowRateLimiter,
-    "sliding-window-counter": SlidingWindowCounterRateLimiter,
-}
-
-
-class Quota:
-    """One rate that processes share: `name` tells it from others in the store."""
-
-    __slots__ = ("item", "local", "name", "rate", "strategy")
-
-    def __init__(self, name: str, rate: Rate, strategy: Strategy) -> None:
-        self.name = name
-        self.rate = rate
-        self.strategy = strategy
-        self.item = limits.RateLimitItemPerSecond(int(rate.amount), int(rate.seconds), namespace="rt")
-        self.local: KeyedBuckets | None = None  # counts while the store is away
-
-    @property
-    def surge(self) -> float:
-        """How large a token bucket must be to let through whatever the strategy does."""
-        # A window that ends is followed by a whole new one; a moving window is never over its amount.
-        return self.rate.amount if self.strategy == "moving-window" else 2 * self.rate.amount
-
-    def key(self, who: str) -> tuple[str, str]:
-        """What the store is to count under."""
-        if len(who) > LONGEST:
-            who = "#" + hashlib.sha256(who.encode(errors="surrogatepass")).hexdigest()
-        return quote(self.name, safe=""), quote(who.encode(errors="surrogatepass"), safe="")
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One question to the store: may `who` take `cost`?"""
-
-    quota: Quota
-    who: str
-    cost: float
-
-    @property
-    def whole(self) -> int:
-        """The cost as the store counts: in whole things."""
-        return ceil(self.cost)
-
 
 class SharedQuotas:
-    """Asks the store; where it doesn't answer, counts here, at the limit divided by the last known processes."""
+    """
+    Asks the store; where it doesn't answer, counts here, at the limit divided by the last known processes.
+
+    Quotas in memory are asked each time. Those of a server are asked for units in advance, which are spent here.
+    """
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._strategies: dict[Strategy, limits.aio.strategies.RateLimiter] = {}
+        self._counting = Counting(store, clock)
+        self._leases = Leases(self._counting, clock, answered=self.answered)
         self._nodes = 1
         self._counted = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
         self._asks_again = float("-inf")
         self._away = False
 
@@ -110,9 +50,23 @@ class SharedQuotas:
         return self._nodes
 
     @property
-    def asking(self) -> bool:
-        """Whether the store is asked: not right after it failed."""
-        return self._clock.now() >= self._asks_again
+    def leased(self) -> int:
+        """For how many keys this process remembers units that it holds, or held of late."""
+        return len(self._leases)
+
+    @property
+    def away(self) -> bool:
+        """Whether the store has failed, and not answered since."""
+        return self._away
+
+    def may_ask(self) -> bool:
+        """Whether to ask the store: not right after it failed, and then, until it has answered, one at a time."""
+        now = self._clock.now()
+        if now < self._asks_again:
+            return False
+        if self._away:
+            self._asks_again = now + AWAY
+        return True
 
     async def take(self, asks: Sequence[Ask], *, exact: bool = False) -> list[Decision | None]:
         """
@@ -121,15 +75,16 @@ class SharedQuotas:
         None is an allowance without figures, of which only `exact` wants to know. What two processes ask at the same
         moment may be charged though another of its limits refuses.
         """
-        if self.asking:
+        if self.may_ask():
             try:
                 if isinstance(self._store.limits, MemoryQuotas):  # it doesn't wait for anything
                     decisions = await self._ask(asks, exact)
+                    self.answered()
                 else:
-                    async with self._clock.timeout(ANSWER):
-                        decisions = await self._ask(asks, exact)
-                self.answered()
-                await self.count_nodes()
+                    decisions = await self._leases.take(asks)
+                    if exact and not any(decisions):
+                        decisions = await self._told(asks)
+                self.count_nodes()
                 return decisions
             except Exception as exc:
                 if not self._is_outage(exc):
@@ -150,67 +105,65 @@ class SharedQuotas:
         """The store did answer."""
         if self._away:
             self._away = False
+            self._asks_again = float("-inf")
             logger.info("the store is back: limits are counted there again")
 
     def _is_outage(self, exc: Exception) -> bool:
         # What the driver raises is one exception or a tuple of them; `isinstance` takes both.
         return isinstance(exc, (StoreError, StorageError, OSError, TimeoutError, self._store.limits.base_exceptions))
 
-    async def count_nodes(self) -> None:
-        """Look, now and then, among how many processes limits and caps are to be divided."""
+    def count_nodes(self) -> None:
+        """Look, now and then, among how many processes limits and caps are to be divided; nobody waits for it."""
         now = self._clock.now()
         if now - self._counted < NODES:
             return
         self._counted = now
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._count_nodes())
+
+    async def _count_nodes(self) -> None:
         try:
             self._nodes = max(1, len(await self._store.nodes()))
         except StoreError as exc:
             logger.debug("the store didn't say how many processes there are: %r", exc)
 
+    async def close(self) -> None:
+        """End what goes on in the background."""
+        await self._leases.close()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait((self._looking,))
+
     # --- in the store -----------------------------------------------------------------------------------------------
 
-    def _strategy(self, name: Strategy) -> limits.aio.strategies.RateLimiter:
-        strategy = self._strategies.get(name)
-        if strategy is None:
-            strategy = self._strategies[name] = STRATEGIES[name](self._store.limits)
-        return strategy
-
     async def _ask(self, asks: Sequence[Ask], exact: bool) -> list[Decision | None]:
+        counting = self._counting
         decisions: list[Decision | None] = [None] * len(asks)
         for n, ask in enumerate(asks):
             # Asking first keeps what is refused from being charged: by another limit, or by a window that counts
             # refusals, where a large one would use up what a small one could have.
-            if len(asks) > 1 or (ask.whole > 1 and ask.quota.strategy == "fixed-window"):
-                strategy = self._strategy(ask.quota.strategy)
-                if not await strategy.test(ask.quota.item, *ask.quota.key(ask.who), cost=ask.whole):
-                    decisions[n] = await self._figures(ask, allowed=False)
+            first = len(asks) > 1 or (ask.whole > 1 and ask.quota.strategy == "fixed-window")
+            if first and await counting.room(ask) < ask.whole:
+                decisions[n] = await counting.figures(ask, allowed=False)
         if any(decisions):
             return decisions
         for n, ask in enumerate(asks):
-            strategy = self._strategy(ask.quota.strategy)
-            allowed = await strategy.hit(ask.quota.item, *ask.quota.key(ask.who), cost=ask.whole)
+            allowed = (await counting.charge(ask, ask.whole))[0] >= ask.whole
             if exact or not allowed:
-                decisions[n] = await self._figures(ask, allowed=allowed)
+                decisions[n] = await counting.figures(ask, allowed=allowed)
             if not allowed:
                 break
         return decisions
 
-    async def _figures(self, ask: Ask, *, allowed: bool) -> Decision:
-        quota = ask.quota
-        seconds, amount = int(quota.rate.seconds), int(quota.rate.amount)
-        if quota.strategy == "sliding-window-counter":
-            storage = cast(SlidingWindowCounterSupport, self._store.limits)
-            window = await storage.get_sliding_window(quota.item.key_for(*quota.key(ask.who)), seconds)
-            before, before_left, count, left = window
-            used = floor(before * before_left / seconds + count)
-            wait = 0.0 if allowed else _sliding_wait(amount - ask.whole + 1, seconds, *window)
-            reset = left if count else before_left
-            return Decision(allowed, wait, max(0, amount - used), amount, reset)
-        stats = await self._strategy(quota.strategy).get_window_stats(quota.item, *quota.key(ask.who))
-        reset = min(max(0.0, stats.reset_time - self._clock.time()), quota.rate.seconds)
-        # Where there is room already, what refused has ended this very moment.
-        wait = EDGE if stats.remaining >= ask.whole else reset + EDGE
-        return Decision(allowed, 0.0 if allowed else wait, max(0, stats.remaining), amount, reset)
+    async def _told(self, asks: Sequence[Ask]) -> list[Decision | None]:
+        """What the store says of what was allowed; units that are held here still remain."""
+        decisions: list[Decision | None] = []
+        async with self._clock.timeout(ANSWER):
+            for ask in asks:
+                told = await self._counting.figures(ask, allowed=True)
+                remaining = min(told.limit, told.remaining + self._leases.left(ask))
+                decisions.append(Decision(True, 0.0, remaining, told.limit, told.reset))
+        return decisions
 
     # --- here -------------------------------------------------------------------------------------------------------
 
@@ -230,11 +183,3 @@ class SharedQuotas:
                 for bucket, wait in zip(buckets, waits, strict=True)
             ]
         return [bucket.decide(cost) for bucket, cost in zip(buckets, costs, strict=True)]
-
-
-def _sliding_wait(room: int, seconds: int, before: int, before_left: float, count: int, left: float) -> float:
-    """When the weighted count of both windows falls below `room`, in seconds: it falls evenly, then they move on."""
-    if before and count < room:
-        return max(0.0, before_left - (room - count) * seconds / before) + EDGE
-    rest = max(0.0, left - seconds)  # until the current window is the previous one
-    return rest + max(0.0, seconds - room * seconds / max(1, count)) + EDGE

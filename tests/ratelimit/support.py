@@ -41,6 +41,7 @@ class RemoteQuotas(limits.aio.storage.Storage, MovingWindowSupport, SlidingWindo
         self.asked = 0
         self.error: Exception | None = None
         self.hangs = False
+        self.slow: asyncio.Event | None = None
 
     @property
     def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
@@ -52,6 +53,8 @@ class RemoteQuotas(limits.aio.storage.Storage, MovingWindowSupport, SlidingWindo
         await asyncio.sleep(0)
         if self.hangs:
             await asyncio.Event().wait()
+        if self.slow is not None:
+            await self.slow.wait()
         if self.error is not None:
             raise self.error
         return await getattr(self.quotas, name)(*arguments)

@@ -1,6 +1,8 @@
 """Caps on connections hold over all processes, let a reconnect in, and survive an absent store."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,8 @@ from starlette_realtime.errors import RateLimited
 from starlette_realtime.ratelimit import RateLimiter
 from starlette_realtime.store import MemoryStore
 from starlette_realtime.testing import FakeClock
+from starlette_realtime.testing.clock import settle
+from starlette_realtime.types import Receive, Scope, Send
 from tests.ratelimit.support import OTHER, PUBLIC, scope
 
 HERE, THERE = scope(PUBLIC), scope(OTHER)
@@ -188,6 +192,116 @@ async def test_what_the_store_knows_is_given_back_even_while_it_is_away() -> Non
         store.faults.resume()
         await clock.advance(10.0)
         assert slots(store) == 0
+
+
+class Slow(MemoryStore):
+    """Thinks a while before it does something, and again before it says so."""
+
+    async def admit(self, key: str, slot: str, *, limit: int) -> bool:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        admitted = await super().admit(key, slot, limit=limit)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return admitted
+
+    async def release(self, key: str, slot: str) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await super().release(key, slot)
+        await asyncio.sleep(0)
+
+
+async def cancelled_after(steps: int, work: Coroutine[Any, Any, None]) -> bool:
+    """Cancel that when the event loop has gone round so often; tells whether it was in time."""
+    task = asyncio.ensure_future(work)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    in_time = task.cancel()
+    await asyncio.wait((task,))
+    return in_time and task.cancelled()
+
+
+async def test_whenever_a_handshake_is_cancelled_its_slots_are_free_again() -> None:
+    store = Slow(clock=FakeClock())
+    here = limiter(store, user=2, address=2)
+    for steps in range(100):
+        if not await cancelled_after(steps, here.admit("1", user="ada", scope=HERE)):
+            break
+        await settle()
+        assert slots(store) == here.gauges()["slots"] == 0, steps
+    assert steps > 10
+    await here.release("1", user="ada", scope=HERE)
+    assert [await refused(here, f"{n}", "ada") for n in range(3)] == [False, False, True]
+
+
+async def test_whenever_a_handshake_that_is_refused_is_cancelled_it_holds_nothing() -> None:
+    store = Slow(clock=FakeClock())
+    here = limiter(store, user=2, address=1)
+    assert not await refused(here, "other", "bob")
+    for steps in range(20):
+        await cancelled_after(steps, here.admit("1", user="ada", scope=HERE))
+        await settle()
+        assert slots(store) == here.gauges()["slots"] == 2, steps
+
+
+async def test_whenever_a_release_is_cancelled_it_is_made_all_the_same() -> None:
+    store = Slow(clock=FakeClock())
+    here = limiter(store, user=2, address=2)
+    for steps in range(1, 100):
+        await here.admit("1", user="ada", scope=HERE)
+        in_time = await cancelled_after(steps, here.release("1", user="ada", scope=HERE))
+        await settle()
+        assert slots(store) == here.gauges()["slots"] == 0, steps
+        if not in_time:
+            break
+    assert steps > 5
+
+
+async def test_a_slot_that_is_taken_over_outlives_a_handshake_that_was_cancelled() -> None:
+    store = Slow(clock=FakeClock())
+    here = limiter(store, user=1, address=None)
+    await here.admit("mine", user="ada", scope=HERE)
+    for steps in range(100):
+        if not await cancelled_after(steps, here.admit("mine", user="ada", scope=HERE)):
+            break
+        await settle()
+        assert slots(store) == here.gauges()["slots"] == 1, steps
+        assert await refused(here, "else", "ada")
+    await here.release("mine", user="ada", scope=HERE)
+    await here.release("mine", user="ada", scope=HERE)
+    assert slots(store) == 0
+
+
+async def test_closing_waits_for_what_is_being_given_back() -> None:
+    store = Slow(clock=FakeClock())
+    here = limiter(store)
+    await here.admit("1", user="ada", scope=HERE)
+    await cancelled_after(2, here.release("1", user="ada", scope=HERE))
+    await here.aclose()
+    assert slots(store) == 0
+
+
+async def test_a_limiter_that_stands_in_front_and_inside_takes_one_slot() -> None:
+    store = MemoryStore(clock=FakeClock())
+    both = limiter(store, user=1, address=1)
+    inside: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await both.admit("session", user="ada", scope=scope)
+        inside.append(slots(store))
+        await limiter(store, user=None, address=2).admit("another's", scope=scope)
+        inside.append(slots(store))
+        await both.release("session", user="ada", scope=scope)
+        inside.append(slots(store))
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError("nothing is heard or said")
+
+    await both.wrap(both.wrap(app))({**HERE, "type": "websocket"}, nothing, nothing)
+    assert inside == [2, 3, 2], "the address's and the user's; and another limiter's"
+    assert slots(store) == 1
+    assert both.gauges()["slots"] == 0
 
 
 async def test_closing_ends_what_goes_on() -> None:

@@ -15,6 +15,7 @@ from starlette_realtime.store.quotas import MemoryQuotas
 from starlette_realtime.testing import FakeClock, Peer, Rejected
 from starlette_realtime.types import ASGIApp, Message, Receive, Scope, Send
 from tests.ratelimit.support import PUBLIC, Gone, RemoteStore, scope, subject
+from tests.support.waiting import until
 
 ADA, BOB = subject("ada"), subject("bob")
 
@@ -305,8 +306,9 @@ async def test_a_handshake_whose_group_is_cancelled_leaves_no_slot() -> None:
         group.start_soon(limiter, scope(kind="websocket"), receive, send)
         await taken.wait()
         group.cancel_scope.cancel()
-        asyncio.get_running_loop().call_later(0.01, answers.set)
-    assert store.gauges()["slots"] == limiter.gauges()["slots"] == 0
+    assert store.gauges()["slots"] == 1, "the store has not answered yet"
+    answers.set()
+    await until(lambda: store.gauges()["slots"] == limiter.gauges()["slots"] == 0)
 
 
 async def test_a_limiter_without_connections_holds_nothing() -> None:

@@ -298,7 +298,7 @@ async def test_a_reconnect_replaces_what_it_left_behind() -> None:
             await before.ended()
             await after.send("1")
             assert await after.receive() == "1"
-            assert limiter.gauges() == {"buckets": 1, "slots": 1, "untold_slots": 0, "replaceable": 1}
+            assert limiter.gauges() == {"buckets": 1, "leases": 0, "slots": 1, "untold_slots": 0, "replaceable": 1}
             for cookie in ("else", None):
                 with pytest.raises(Rejected, match="429"):
                     await visit(limiter, cookie).connect()

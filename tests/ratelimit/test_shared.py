@@ -15,7 +15,7 @@ from limits.errors import StorageError
 from starlette_realtime.errors import StoreError
 from starlette_realtime.ratelimit import Gate, Limit, Limits, RateLimiter
 from starlette_realtime.ratelimit.buckets import MAX_KEYS
-from starlette_realtime.ratelimit.shared import _sliding_wait
+from starlette_realtime.ratelimit.counting import sliding_wait
 from starlette_realtime.store import MemoryStore
 from starlette_realtime.store.quotas import MemoryQuotas
 from starlette_realtime.testing import FakeClock
@@ -131,7 +131,7 @@ def test_a_sliding_window_lets_in_when_it_says(before: int, count: int, amount: 
         window = await quotas.get_sliding_window("k", 10)
         if floor(window[0] * window[1] / 10 + window[2]) + cost <= amount:
             return
-        wait = _sliding_wait(amount - cost + 1, 10, *window)
+        wait = sliding_wait(amount - cost + 1, 10, *window)
         clock.move(wait - 0.01)
         if wait > 0.02:
             assert not await quotas.acquire_sliding_window_entry("k", amount, 10, cost)
@@ -266,6 +266,16 @@ async def test_while_the_store_is_away_each_process_has_its_share(
             assert caplog.messages[1:] == ["the store is back: limits are counted there again"]
 
 
+async def test_who_was_refused_a_share_is_let_in_as_soon_as_the_store_is_back() -> None:
+    store = RemoteStore(clock=(clock := FakeClock()))
+    (gate,) = processes(store, Limit("5/hour", by="user", shared=True, strategy="fixed-window"), 1)
+    store.remote.error = Gone()
+    assert await take(gate, 6) == 5
+    store.remote.error = None
+    await clock.advance(1.0)
+    assert await take(gate, 9) == 5
+
+
 async def test_the_share_is_at_least_one_and_costs_may_take_all_of_it() -> None:
     store = RemoteStore(clock=(clock := FakeClock()))
     others = [store.sibling() for _ in range(4)]
@@ -310,6 +320,7 @@ async def test_an_unknown_number_of_processes_stays_as_it_was(caplog: pytest.Log
     gate = limiter.gate("things", FIVE)
     async with store, store.sibling():
         await take(gate, 1)
+        await clock.advance(0.0)
         assert limiter.quotas.nodes == 2
         await clock.advance(10.0)
         store.faults.stall()
@@ -326,6 +337,7 @@ async def test_a_share_is_counted_anew_when_processes_come(caplog: pytest.LogCap
     gate = limiter.gate("things", Limit("12/hour", by="user", shared=True))
     async with store:
         await take(gate, 1)
+        await clock.advance(0.0)
         store.remote.error = Gone()
         async with store.sibling():
             assert await take(gate, 20) == 11  # what the bucket in front still has
