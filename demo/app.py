@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import unicodedata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,14 +18,17 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.dashboard import Dashboard
+from demo.processes import Place
 from starlette_realtime import (
     History,
     Limit,
     Member,
     RateLimiter,
     Realtime,
+    Refused,
     RoomsOptions,
     SignedTokens,
+    Store,
     Unauthenticated,
 )
 from starlette_realtime.asgi import address_group, client_address
@@ -35,11 +39,29 @@ COOKIE = "realtime_demo"
 DAY = 86_400.0
 KEPT = History(size=500, ttl=3600.0)
 
+place = Place.read()
+
+
+def shared() -> Store | None:
+    """What several processes share; none: memory does."""
+    if not place.store:
+        return None
+    from starlette_realtime import RedisStore  # here, since one process alone needs no driver
+
+    return RedisStore(place.store)
+
+
 # Without a secret of your own, everybody signs in again after a restart.
 tokens = SignedTokens(os.environ.get("REALTIME_SECRET") or secrets.token_hex(), max_age=DAY)
-realtime = Realtime(authenticate=tokens, cookie=COOKIE, options=RoomsOptions(user_history=KEPT))
+realtime = Realtime(
+    authenticate=tokens,
+    cookie=COOKIE,
+    origins=place.origins,
+    store=shared(),
+    options=RoomsOptions(user_history=KEPT),
+)
 chat = realtime.room("chat:{room_id}", presence=True, history=KEPT)
-dashboard = Dashboard(realtime, {f"chat:{room_id}" for room_id in ROOMS})
+dashboard = Dashboard(realtime, {f"chat:{room_id}" for room_id in ROOMS}, place)
 
 
 # --- what goes over the wire ----------------------------------------------------------------------------------------
@@ -120,7 +142,25 @@ async def noise() -> None:
     """What the page floods the server with: it is limited, and heard by nobody."""
 
 
+@realtime.on("where", limit="10/second")
+async def where() -> int:
+    """The number of the process that the page is connected to."""
+    return place.number
+
+
+@realtime.on("kill", limit="1/second")
+async def kill() -> None:
+    """End this process as a crash would, if there is another one to go to: it is a demo of that."""
+    if not await place.has_company():
+        raise Refused("last_process", "this is the only process left, so it stays")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 # --- signing in -----------------------------------------------------------------------------------------------------
+
+
+REACHED = " ".join(["'self'", *place.sources])
+"""What the page may connect to: where it came from, and the other processes."""
 
 
 class SecurityHeaders:
@@ -128,7 +168,7 @@ class SecurityHeaders:
 
     HEADERS = {  # noqa: RUF012 - read only
         "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+        f"connect-src {REACHED}; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
         "cross-origin-opener-policy": "same-origin",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
@@ -236,6 +276,12 @@ async def sign_out(response: Response) -> None:
 async def rooms() -> dict[str, str]:
     """The rooms that there are, and their titles."""
     return {f"chat:{room_id}": title for room_id, title in ROOMS.items()}
+
+
+@app.get("/processes")
+async def processes() -> dict[str, int | list[int]]:
+    """Which process this is, and the ports of all, where there are several: a page may connect to any of them."""
+    return {"number": place.number, "ports": list(place.ports)}
 
 
 @app.get("/", response_class=FileResponse)

@@ -15,14 +15,14 @@ let visit = null;
 
 /** @param {{ name: string, token: string }} session */
 async function enter(session) {
-  const titles = await (await fetch("/rooms")).json();
+  const [titles, places] = await Promise.all(["/rooms", "/processes"].map(async (path) => (await fetch(path)).json()));
   localStorage.setItem("name", session.name);
   localStorage.setItem("signed-in", "yes");
   $("#welcome").hidden = true;
   $("#app").hidden = false;
-  visit = new Visit(session, titles);
+  visit = new Visit(session, titles, places);
   new Lab(visit);
-  const dashboard = new Dashboard(visit.client, titles);
+  const dashboard = new Dashboard(visit.client, titles, visit.processes);
   // Watched while it is shown: its size changes when it comes and goes.
   new ResizeObserver(() => dashboard.watch($("#live").checkVisibility())).observe($("#live"));
   Object.assign(window, { demo: { client: visit.client, rooms: visit.rooms } }); // to tinker with, in the console

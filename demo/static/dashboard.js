@@ -2,6 +2,10 @@
 
 import { Chart, number } from "./chart.js";
 import { $, h } from "./dom.js";
+import { Sums } from "./sums.js";
+
+/** @import { Processes } from "./processes.js" */
+/** @import { Report } from "./sums.js" */
 
 const SPAN = 300_000; // ms that the charts show
 const KEPT = 300; // points: as many as the server keeps
@@ -34,33 +38,25 @@ const CHARTS = {
   ],
 };
 
-/**
- * What the server tells: columns of points, and what stands since its start.
- * @typedef {object} Report
- * @property {Record<string, number[]>} points
- * @property {Record<string, number>} rooms
- * @property {Record<string, number>} refused
- * @property {number} resumed
- * @property {number} reset
- */
-
 export class Dashboard {
   /** @type {any} the room while it is watched */
   #room = null;
-  /** @type {Record<string, number[]>} */
-  #points = { at: [] };
+  #sums = new Sums(KEPT);
   /** @type {Chart[]} */
   #charts = [];
   #client;
   #titles;
+  #processes;
 
   /**
    * @param {any} client
    * @param {Record<string, string>} titles of the rooms
+   * @param {Processes} processes
    */
-  constructor(client, titles) {
+  constructor(client, titles, processes) {
     this.#client = client;
     this.#titles = titles;
+    this.#processes = processes;
     for (const [name, [title, series]] of Object.entries(CHARTS)) {
       const chart = new Chart(title, series, SPAN);
       this.#charts.push(chart);
@@ -94,27 +90,28 @@ export class Dashboard {
   /** @param {any} room */
   async #load(room) {
     try {
-      const report = await room.send("snapshot");
-      this.#points = { at: [] };
-      this.#show(report);
+      const reports = await room.send("snapshot");
+      this.#sums = new Sums(KEPT);
+      this.#show(...reports);
     } catch {
       this.#fresh(false); // left, or closed: whoever looks again asks again
     }
   }
 
-  /** @param {Report} report */
-  #show({ points, rooms, refused, resumed, reset }) {
-    for (const [field, column] of Object.entries(points)) {
-      this.#points[field] = [...(this.#points[field] ?? []), ...column].slice(-KEPT);
-    }
-    for (const chart of this.#charts) chart.draw(this.#points);
+  /** @param {Report[]} reports */
+  #show(...reports) {
+    for (const report of reports) this.#sums.add(report);
+    const { points, rooms, counts } = this.#sums;
+    const { refused, resumed, reset } = counts;
+    for (const chart of this.#charts) chart.draw(points);
     const refusals = Object.values(refused).reduce((sum, count) => sum + count, 0);
-    const last = Object.entries(this.#points).map(([field, column]) => [field, column[column.length - 1] ?? 0]);
+    const last = Object.entries(points).map(([field, column]) => [field, column[column.length - 1] ?? 0]);
     this.#write({ ...Object.fromEntries(last), resumed, reset, refusals });
     const titled = Object.entries(this.#titles).map(([name, title]) => [title, rooms[name] ?? 0]);
     this.#list("rooms", /** @type {[string, number][]} */ (titled));
     const codes = Object.entries(refused).sort(([, a], [, b]) => b - a);
     this.#list("refused", codes.slice(0, CODES));
+    this.#processes.draw(this.#sums);
     this.#fresh(true);
   }
 

@@ -11,6 +11,7 @@ const FLOOD = 1500; // ms that a flood lasts at most
 const BREATH = 10; // ms between two waves of it: the page must stay alive
 const WAVE = 50; // messages
 const PATIENCE = 60_000; // ms to wait for the end of a trial
+const REFUSED = "last_process"; // what the server says when it is asked to end the only one that is left
 const WRONG = { to: "", text: 5, id: "?".repeat(65) }; // as a direct message: nothing of it is right
 
 /** @param {number} since a time of `performance.now` */
@@ -23,13 +24,16 @@ export class Lab {
   #visit;
   /** @type {Flood | null} what the flood that runs has met with */
   #flood = null;
+  /** @type {((words: string) => void) | null} tells a kill that is on its way what became of it */
+  #kill = null;
 
   /** @param {Visit} visit */
   constructor(visit) {
     this.#visit = visit;
     visit.expected = (error) => this.#refused(error);
     visit.client.on("rt:limits", (/** @type {any} */ limits) => this.#limited(limits));
-    const trials = { drop: this.drop, flood: this.flood, bad: this.bad, second: this.second, away: this.away };
+    const { drop, kill, flood, bad, second, away } = this;
+    const trials = { drop, kill, flood, bad, second, away };
     for (const [name, trial] of Object.entries(trials)) {
       const button = $(`[data-${name}]`);
       button.onclick = () => {
@@ -67,6 +71,24 @@ export class Lab {
     button.textContent = "Disconnect me";
     const { missed, repeated } = this.#visit.tally;
     this.#say(`Back after ${seconds(start)} s, ${back}. Missed ${missed}, repeated ${repeated}.`);
+  }
+
+  /** Kill the process that this page is on, as a crash or the machine's end would: the page goes to another one. */
+  async kill() {
+    const { client, processes } = this.#visit;
+    const killed = processes.here;
+    const toast = processes.moved;
+    const outcome = new Promise((resolve) => {
+      this.#kill = resolve;
+      processes.moved = (move) => resolve(`Process ${killed} was killed. ${move}`);
+      setTimeout(() => resolve("Nothing happened. Try again."), PATIENCE);
+    });
+    this.#say(`Killing process ${killed}, which can't do anything about it. Write meanwhile.`);
+    // Volatile: what is repeated until it is answered would kill the next one as well.
+    if (killed === null || !client.sendVolatile("kill")) this.#kill?.("There is no connection now.");
+    this.#say(await outcome);
+    this.#kill = null;
+    processes.moved = toast;
   }
 
   /** Send as fast as the page can, for a moment, whatever the server says. */
@@ -158,7 +180,11 @@ export class Lab {
   }
 
   /** @param {any} error */
-  #refused({ code, retryAfter = 0 }) {
+  #refused({ code, message, retryAfter = 0 }) {
+    if (this.#kill && (code === REFUSED || code === "rate_limited")) {
+      this.#kill(`The server says: ${message}.`);
+      return true;
+    }
     if (!this.#flood || code !== "rate_limited") return false;
     this.#flood.refused++;
     this.#flood.again = Math.max(this.#flood.again, retryAfter);

@@ -7,10 +7,12 @@ import { Directs } from "./direct.js";
 import { $, avatar, h, hueOf, paint, setHue, toast } from "./dom.js";
 import { leave, side, view } from "./frame.js";
 import { Log, message } from "./log.js";
+import { addresses, Processes } from "./processes.js";
 import { Tally } from "./tally.js";
 
 const PAGE = 40; // messages that are loaded at once
 const TYPING = 2000; // ms between two signs that we are typing
+const ASKING = 3000; // ms that the server has to say who we are
 const scroller = $("[data-messages]");
 const textarea = $("[data-composer]").elements.text;
 
@@ -48,11 +50,14 @@ export class Visit {
   /**
    * @param {{ name: string, token: string }} session
    * @param {Record<string, string>} titles of the rooms
+   * @param {import("./processes.js").Places} places
    */
-  constructor({ name, token }, titles) {
+  constructor({ name, token }, titles, places) {
     this.me = name;
     this.token = token;
-    this.client = connect("/realtime", { token: () => this.freshToken(), WebSocket: CuttableSocket });
+    this.client = connect(addresses(places), { token: () => this.freshToken(), WebSocket: CuttableSocket });
+    this.processes = new Processes(this.client, places, () => this.caughtUp());
+    this.processes.moved = (move) => toast(move);
     this.cursors = new Cursors(name);
     this.directs = new Directs(
       name,
@@ -73,8 +78,9 @@ export class Visit {
 
   /** Another tab may have signed in as somebody else, or out; as long as our token is good, we stay who we are. */
   async freshToken() {
-    const answer = await fetch("/session");
-    const session = answer.ok ? await answer.json() : null;
+    // This page's own process may be gone, and the token that we have is good for another one.
+    const answer = await fetch("/session", { signal: AbortSignal.timeout(ASKING) }).catch(() => null);
+    const session = answer?.ok ? await answer.json() : null;
     if (session?.name === this.me) this.token = session.token;
     return this.token;
   }
@@ -128,6 +134,21 @@ export class Visit {
       toast(`The connection was closed: ${message}.`, { action: "Reload", run: () => location.reload(), seconds: 0 });
     }
     if (state !== "online") this.cursors.clear();
+  }
+
+  /** Once the room that is shown has what was missed meanwhile: how that went, in words. */
+  async caughtUp() {
+    const { room } = this.current;
+    if (room) {
+      await new Promise((resolve) => {
+        const offs = ["rt:joined", "rt:left", "rt:refused"].map((event) => room.on(event, () => done()));
+        const done = () => {
+          for (const off of offs) off();
+          resolve(null);
+        };
+      });
+    }
+    return `missed ${this.tally.missed}, repeated ${this.tally.repeated}`;
   }
 
   /** @param {any} error */

@@ -15,8 +15,8 @@ export type Presentee = import("./types.js").Presentee;
 export type SendOptions = import("./types.js").SendOptions;
 /**
  * Connect, at once, and again whenever the connection breaks.
- * @param {string | string[]} urls where the kit is mounted (`/realtime`, `https://example.com/realtime`); several are
- *   tried in turn
+ * @param {string | string[]} urls where the kit is mounted (`/realtime`, `https://example.com/realtime`); several
+ *   processes or sites of one store: the first is tried first, and after a broken connection another one
  * @param {Options} [options]
  */
 export declare function connect(urls: string | string[], options?: Options): Client;

@@ -54,8 +54,8 @@ const CLOCK = {
 
 /**
  * Connect, at once, and again whenever the connection breaks.
- * @param {string | string[]} urls where the kit is mounted (`/realtime`, `https://example.com/realtime`); several are
- *   tried in turn
+ * @param {string | string[]} urls where the kit is mounted (`/realtime`, `https://example.com/realtime`); several
+ *   processes or sites of one store: the first is tried first, and after a broken connection another one
  * @param {Options} [options]
  */
 export function connect(urls, options) {
@@ -96,7 +96,7 @@ export class Client extends Emitter {
   #rooms;
   #outbox;
   #retry;
-  #urls;
+  #urls; // the next one first
   #token;
   #timeout;
   #WebSocket;
@@ -113,11 +113,12 @@ export class Client extends Emitter {
       throw new TypeError("token is a function that returns a token");
     }
     this.#urls = [urls].flat().map(socketUrl);
+    if (!this.#urls[0]) throw new TypeError("connect() takes an address, or several");
     this.#token = options.token;
     this.#timeout = timeout;
     this.#clock = clock;
     this.#WebSocket = options.WebSocket ?? WebSocket;
-    this.#retry = new Retry(clock, backoff, options.random ?? Math.random);
+    this.#retry = new Retry(clock, backoff, options.random ?? Math.random, this.#urls.length);
     const ready = () => (this.state === "online" && this.#link?.open ? this.#link : null);
     this.#outbox = new Outbox(clock, this.#retry, queue, ready);
     this.#rooms = new Rooms(clock, this.#retry, this.#outbox, timeout, this);
@@ -208,8 +209,7 @@ export class Client extends Emitter {
 
   #open() {
     this.#clock.clearTimeout(this.#timer);
-    const url = this.#urls[this.#turn++ % this.#urls.length];
-    const turn = this.#turn;
+    const turn = ++this.#turn;
     this.#said = null;
     this.#set("connecting");
     // The token comes before the socket: once that is open, the server waits for `auth` for seconds only.
@@ -219,6 +219,8 @@ export class Client extends Emitter {
         this.#warn(error);
         return this.#ended(1006, error.code);
       }
+      const url = /** @type {string} */ (this.#urls.shift());
+      this.#urls.push(url);
       try {
         this.#link = new Link(url, this.#WebSocket, this.#clock, {
           opened: (link) => this.#authenticate(link, given),
@@ -267,6 +269,8 @@ export class Client extends Emitter {
     const error = this.#said?.code === why ? this.#said : new RealtimeError(why, this.#outside(why));
     const retryIn = this.#retry.ended(code, Number(after));
     const missing = this.#missing(code);
+    // The next try is elsewhere; but one that was there a moment ago comes before those that were not.
+    if (this.state === "online") this.#urls.splice(1, 0, ...this.#urls.splice(-1));
     this.#link = null;
     this.connection = null;
     this.#rooms.offline();

@@ -9,11 +9,12 @@ export declare class Retry {
      * @param {Clock} clock
      * @param {{min: number, max: number}} backoff ms
      * @param {() => number} random
+     * @param {number} addresses that are tried in turn: all of them before the backoff grows
      */
     constructor(clock: Clock, backoff: {
         min: number;
         max: number;
-    }, random: () => number);
+    }, random: () => number, addresses: number);
     /** The link is authenticated. */
     online(): void;
     /**

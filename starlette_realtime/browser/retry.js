@@ -17,16 +17,19 @@ export class Retry {
   #clock;
   #backoff;
   #random;
+  #addresses;
 
   /**
    * @param {Clock} clock
    * @param {{min: number, max: number}} backoff ms
    * @param {() => number} random
+   * @param {number} addresses that are tried in turn: all of them before the backoff grows
    */
-  constructor(clock, backoff, random) {
+  constructor(clock, backoff, random, addresses) {
     this.#clock = clock;
     this.#backoff = backoff;
     this.#random = random;
+    this.#addresses = addresses;
   }
 
   /** The link is authenticated. */
@@ -64,7 +67,7 @@ export class Retry {
     if (stable) this.#attempt = 0;
     this.asked = asked > 0;
     // A draining server says when.
-    return stable && !isNaN(announced) ? asked : Math.max(asked, this.#jitter(this.#attempt++));
+    return stable && !isNaN(announced) ? asked : Math.max(asked, this.#jitter(Math.floor(this.#attempt++ / this.#addresses)));
   }
 
   /**

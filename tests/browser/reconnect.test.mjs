@@ -381,6 +381,92 @@ test("several addresses are tried in turn, with session and positions", async ()
   assert.equal(world.socket.url, "wss://a.example/rt/ws");
 });
 
+/** Addresses a.example, b.example, …; what `tried` returns is the letters of those that were tried. */
+function abroad(letters, options) {
+  const world = start(options, [...letters].map((letter) => `https://${letter}.example/rt`));
+  const tried = () => world.sockets.map(({ url }) => new URL(url).hostname[0]).join("");
+  return { ...world, tried, get socket() { return world.socket; } };
+}
+
+test("a broken connection is replaced elsewhere; where one worked last comes before where none has", async () => {
+  const world = abroad("abcd");
+  const next = () => world.clock.advance(world.client.retryIn);
+  world.socket.drop();
+  await next();
+  world.socket.accept();
+  world.socket.drop();
+  await next();
+  world.socket.drop();
+  await next();
+  assert.equal(world.tried(), "abcb", "b worked, c is the next one, and a and d are not known to be there");
+  world.socket.drop();
+  for (const _ of "dacb") {
+    await next();
+    world.socket.drop();
+  }
+  assert.equal(world.tried(), "abcbdacb", "then all of them in turn");
+});
+
+test("all addresses are tried before the backoff grows", async () => {
+  const world = abroad("abc");
+  const waits = [];
+  for (let attempt = 0; attempt < 9; attempt++) {
+    world.socket.drop();
+    waits.push(world.client.retryIn);
+    await world.clock.advance(world.client.retryIn);
+  }
+  assert.deepEqual(waits, [250, 250, 250, 500, 500, 500, 1000, 1000, 1000]);
+});
+
+test("a server that drains sends its clients elsewhere, with what they need to go on", async () => {
+  const world = abroad("ab");
+  world.socket.accept({ session: "s" });
+  const room = world.client.join("chat");
+  world.socket.reply(world.socket.only("join"), { position: { epoch: "e", offset: 3, id: "x" } });
+  await world.clock.advance(10_000);
+  world.socket.say({ type: "reconnect", after: 3, reason: "draining" });
+  await world.clock.advance(3_300);
+  assert.equal(world.tried(), "ab");
+  world.socket.accept();
+  assert.equal(world.socket.only("auth").session, "s");
+  assert.deepEqual(world.socket.only("join").since, room.position);
+});
+
+test("an address that no socket can be made for is passed over", async () => {
+  const reported = [];
+  globalThis.reportError = (error) => reported.push(error.message);
+  try {
+    const opened = [];
+    class Picky extends EventTarget {
+      constructor(url) {
+        super();
+        if (url.startsWith("ws:")) throw new Error("insecure");
+        opened.push(url);
+      }
+      close() {}
+    }
+    const world = start({ WebSocket: Picky }, ["http://a.example/rt", "https://b.example/rt"]);
+    await world.clock.advance(250);
+    assert.deepEqual([opened, reported], [["wss://b.example/rt/ws"], ["insecure"]]);
+    world.client.close();
+  } finally {
+    delete globalThis.reportError;
+  }
+});
+
+test("a token that could not be had says nothing about the address", async () => {
+  let works = false;
+  const world = abroad("ab", { token: async () => (works ? "t" : Promise.reject(new Error("no network"))) });
+  await world.clock.advance(0);
+  works = true;
+  await world.clock.advance(world.client.retryIn);
+  assert.equal(world.tried(), "a");
+});
+
+test("no address at all is the app's mistake", () => {
+  assert.throws(() => start({}, []), { name: "TypeError", message: "connect() takes an address, or several" });
+});
+
 test("close ends everything and says so", async () => {
   const { client, socket, room, clock, states } = joined();
   const left = heard(room, "rt:left");

@@ -2,13 +2,15 @@
 
 import ast
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.support.pages import Block, blocks, names, write
+from tests.support.redis import server as redis_server
 from tests.support.server import serve_process
 
 CONNECTS = re.compile(r"""connect\(["'](/[^"']*)["']""")
@@ -31,13 +33,22 @@ def binds_app(block: Block) -> bool:
     return any(isinstance(each, ast.Name) and each.id == "app" for node in assignments for each in node.targets)
 
 
+@pytest.fixture(scope="module")
+async def environment(anyio_backend: str) -> AsyncIterator[Mapping[str, str]]:
+    """What the applications read of their environment."""
+    async with redis_server() as store:
+        yield {"REALTIME_STORE": store.url, "REALTIME_SECRET": secrets.token_hex()}
+
+
 @pytest.mark.parametrize(("page", "module", "section"), [*applications()])
-async def test_it_starts_and_answers(page: str, module: str, section: str | None, tmp_path: Path) -> None:
+async def test_it_starts_and_answers(
+    page: str, module: str, section: str | None, tmp_path: Path, environment: Mapping[str, str]
+) -> None:
     write(page, tmp_path, section=section)
     files = [block for block in blocks(page) if block.title and section in (None, block.section)]
     mounts = {path for block in files for path in CONNECTS.findall(block.source)}
     async with (
-        serve_process(f"{module}:app", cwd=tmp_path) as server,
+        serve_process(f"{module}:app", cwd=tmp_path, env=environment) as server,
         httpx2.AsyncClient(base_url=server.url, follow_redirects=True) as client,
     ):
         answer = await client.get("/")

@@ -1,8 +1,18 @@
-"""Guests of the demo: people at its page, as a test directs them."""
+"""Guests of the demo: people at its page, as a test directs them, and the demo on several processes."""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from playwright.async_api import ConsoleMessage, Page, expect
 
 from tests.e2e.people import WITHIN
+from tests.support.server import HOST, ROOT
 
 PATIENCE = WITHIN * 1000  # ms, the unit of `expect`
 SECRET = {"REALTIME_SECRET": "a secret of the tests alone"}
@@ -72,3 +82,79 @@ class Guest:
     def _note(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+STARTING = 30.0  # seconds
+STOPPING = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    """The demo as `scripts/demo --workers` starts it."""
+
+    ports: Sequence[int]
+    process: asyncio.subprocess.Process
+    output: deque[str]
+
+    @property
+    def urls(self) -> list[str]:
+        """The processes' pages, by their numbers less one."""
+        return [f"http://{HOST}:{port}" for port in self.ports]
+
+    async def descendants(self) -> list[int]:
+        """The processes that it has started: workers, and the server that they share."""
+        command = ["ps", "-o", "pid=", "--ppid", str(self.process.pid)]
+        listing = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        printed, _ = await listing.communicate()
+        return [int(pid) for pid in printed.split()]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that follow each other and that nobody has."""
+    while True:
+        with ExitStack() as stack, socket.socket() as first:
+            first.bind((HOST, 0))
+            start = first.getsockname()[1]
+            try:
+                for port in range(start + 1, start + count):
+                    stack.enter_context(socket.socket()).bind((HOST, port))
+            except (OSError, OverflowError):
+                continue
+            return list(range(start, start + count))
+
+
+@asynccontextmanager
+async def several(ports: Sequence[int] = ()) -> AsyncIterator[Several]:
+    """Start the demo on several processes, two of them unless told, and end it as Ctrl+C does."""
+    ports = ports or free_ports(2)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "demo", "--port", str(ports[0]), "--workers", str(len(ports))),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    output: deque[str] = deque(maxlen=200)
+    announced = asyncio.Event()
+
+    async def read(stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            output.append(line.decode(errors="replace"))
+            if output[-1].startswith("The demo is on"):
+                announced.set()
+
+    reading = asyncio.ensure_future(read(process.stdout))
+    waiting = asyncio.ensure_future(announced.wait())
+    try:
+        await asyncio.wait([reading, waiting], timeout=STARTING, return_when=asyncio.FIRST_COMPLETED)
+        assert announced.is_set(), "".join(output)
+        yield Several(ports=ports, process=process, output=output)
+    finally:
+        waiting.cancel()
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(process.wait(), STOPPING)
+        await reading

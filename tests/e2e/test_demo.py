@@ -7,26 +7,12 @@ import pytest
 from playwright.async_api import expect
 
 from tests.e2e.guests import PATIENCE, SECRET, Guest
+from tests.e2e.looks import TOO_WIDE
 from tests.e2e.people import through
 from tests.support.browser import Pages
 from tests.support.proxy import Proxy
 from tests.support.server import RunningProcess, serve_process
 from tests.support.waiting import until
-
-TOO_WIDE = """() => {
-  const clipped = (element) => {
-    for (let outer = element.parentElement; outer; outer = outer.parentElement) {
-      const {left, right} = outer.getBoundingClientRect();
-      if (getComputedStyle(outer).overflowX !== "visible" && left >= 0 && right <= innerWidth + 1) return true;
-    }
-    return false;
-  };
-  const wide = (element) => {
-    const {left, right, width} = element.getBoundingClientRect();
-    return width && left < innerWidth && right > innerWidth + 1 && element.checkVisibility() && !clipped(element);
-  };
-  return [...document.body.querySelectorAll("*")].filter(wide).map((element) => element.outerHTML.slice(0, 200));
-}"""
 
 BRIGHTNESS = """() => ["backgroundColor", "color"].map((name) => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d");

@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from tests.e2e.guests import PATIENCE, SECRET, Guest
+from tests.e2e.looks import FAINT
 from tests.e2e.people import WITHIN
 from tests.support.browser import Pages
 from tests.support.server import RunningProcess, serve_process
@@ -20,38 +21,6 @@ OVERLAPS = """() => {
   const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
   return seen.flatMap(([one, a], index) =>
     seen.slice(index + 1).filter(([, b]) => over(a, b)).map(([other]) => `${one} and ${other}`));
-}"""
-
-FAINT = """() => {
-  const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-  const channels = (colour) => {
-    context.clearRect(0, 0, 1, 1);
-    context.fillStyle = colour;
-    context.fillRect(0, 0, 1, 1);
-    return [...context.getImageData(0, 0, 1, 1).data];
-  };
-  const luminance = (colour) => {
-    const [red, green, blue] = channels(colour).map((one) => one / 255)
-      .map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-  };
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const {backgroundColor} = getComputedStyle(element);
-      if (channels(backgroundColor)[3] === 255) return backgroundColor;
-    }
-  };
-  const ratio = (one, other) => {
-    const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
-    return (light + 0.05) / (dark + 0.05);
-  };
-  const texts = [...document.querySelectorAll("#app *")].filter((element) =>
-    element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
-  const lines = [...document.querySelectorAll("path.line")];
-  return [
-    ...texts.map((one) => [one.outerHTML.slice(0, 120), ratio(getComputedStyle(one).color, behind(one)), 4.5]),
-    ...lines.map((one) => [one.outerHTML.slice(0, 60), ratio(getComputedStyle(one).stroke, behind(one)), 3]),
-  ].filter(([, is, needed]) => is < needed);
 }"""
 
 FOCUSED = "Object.keys(document.activeElement.dataset)[0] ?? document.activeElement.id"
