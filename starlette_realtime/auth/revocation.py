@@ -217,7 +217,7 @@ class Revocations:
         if isinstance(delivery, Publication):
             try:
                 subject, until = msgspec.json.decode(delivery.data, type=tuple[str, float])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 logger.warning("a revocation was published that can't be read")
                 return
             self._learn(subject, until)

@@ -41,7 +41,14 @@ Put = Callable[[tuple[Frame, ...], int], None]
 
 def read_body(publication: Publication) -> Body:
     """What a room published; raises `msgspec.DecodeError` for what no room did."""
-    return _decode(publication.data)
+    data = publication.data
+    if not data.isascii():
+        # What is not decoded here, the payload, would fail later otherwise: for every member, at every resume.
+        try:
+            data.decode()
+        except UnicodeDecodeError as exc:
+            raise msgspec.DecodeError("this is no UTF-8") from exc
+    return _decode(data)
 
 
 def write_body(body: Body) -> bytes:
@@ -249,7 +256,7 @@ class Topic:
 
     def _pass_on(self, publication: Publication) -> None:
         try:
-            body = _decode(publication.data)
+            body = read_body(publication)
         except msgspec.DecodeError:
             logger.error("a publication that no room made was left out")
             return

@@ -76,7 +76,7 @@ class _Running:
 
 class SyncPublisher:
     """
-    A `Publisher` for threads: its methods are `Publisher`'s, without `await`.
+    A `Publisher` for threads: its methods are `Publisher`'s, without `await`, `at` aside.
 
         publisher = SyncPublisher(lambda: Publisher(RedisStore(url), rooms=[chat]))
         publisher.publish("chat:42", "message", {"text": "hello"}, key="welcome-42")

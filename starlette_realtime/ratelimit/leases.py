@@ -13,8 +13,8 @@ from starlette_realtime.ratelimit.rate import Decision
 
 __all__ = ["ANSWER", "LEASE", "Leases"]
 
-ANSWER = 1.0
-"""Seconds that the store has to answer."""
+ANSWER = 0.5
+"""Seconds that the store has to answer: what is limited is to be refused within two, its own time limit included."""
 
 LEASE = 1.0
 """Seconds after which units that were charged in advance lapse unspent, at the latest."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from limits.errors import StorageError
 
@@ -12,7 +12,7 @@ from starlette_realtime.ratelimit.buckets import KeyedBuckets
 from starlette_realtime.ratelimit.counting import Ask, Counting
 from starlette_realtime.ratelimit.leases import ANSWER, Leases
 from starlette_realtime.ratelimit.rate import Decision, Rate
-from starlette_realtime.store import Store
+from starlette_realtime.store import PROCESSES, Store
 from starlette_realtime.store.quotas import MemoryQuotas
 
 __all__ = ["SharedQuotas"]
@@ -60,13 +60,13 @@ class SharedQuotas:
         return self._away
 
     def may_ask(self) -> bool:
-        """Whether to ask the store: not right after it failed, and then, until it has answered, one at a time."""
-        now = self._clock.now()
-        if now < self._asks_again:
-            return False
-        if self._away:
-            self._asks_again = now + AWAY
-        return True
+        """Whether to ask the store: not while it is away. Whether it is back is found out while nobody waits for it."""
+        if not self._away:
+            return True
+        if self._clock.now() >= self._asks_again:
+            self._asks_again = self._clock.now() + AWAY
+            self._look(self._try_again)
+        return False
 
     async def take(self, asks: Sequence[Ask], *, exact: bool = False) -> list[Decision | None]:
         """
@@ -118,21 +118,39 @@ class SharedQuotas:
         if now - self._counted < NODES:
             return
         self._counted = now
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._count_nodes())
+        self._look(self._count_nodes)
+
+    def _look(self, how: Callable[[], Awaitable[None]]) -> None:
+        """Ask the store something in the background, one thing at a time."""
+        loop = asyncio.get_running_loop()
+        if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
+            self._looking = loop.create_task(self._looked(how))
+
+    async def _looked(self, how: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with self._clock.timeout(ANSWER):
+                await how()
+        except Exception as exc:
+            # One that was left meanwhile, say: whoever asks for something hears of that.
+            logger.debug("the store doesn't answer: %r", exc)
+
+    async def _try_again(self) -> None:
+        if await self._store.limits.check():
+            self.answered()
+            await self._count_nodes()
 
     async def _count_nodes(self) -> None:
-        try:
-            self._nodes = max(1, len(await self._store.nodes()))
-        except StoreError as exc:
-            logger.debug("the store didn't say how many processes there are: %r", exc)
+        # Who serves rooms; publishers and workers share the store, and no limits. Without rooms, all that there are.
+        serving = (await self._store.members(PROCESSES, limit=0)).total
+        self._nodes = serving or max(1, len(await self._store.nodes()))
 
     async def close(self) -> None:
         """End what goes on in the background."""
         await self._leases.close()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait((self._looking,))
+        looking, self._looking = self._looking, None
+        if looking is not None and not looking.done():
+            looking.cancel()
+            await asyncio.wait((looking,))
 
     # --- in the store -----------------------------------------------------------------------------------------------
 

@@ -15,14 +15,11 @@ from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection
 from starlette_realtime.errors import StoreError, Unavailable
 from starlette_realtime.messages import ConnectionInfo, Connections, Counts, Delivery, Entry, ProcessCounts, Publication
-from starlette_realtime.store import Store
+from starlette_realtime.store import PROCESSES, Store
 
-__all__ = ["PROCESSES", "Census"]
+__all__ = ["Census"]
 
 logger = logging.getLogger("starlette_realtime.rooms")
-
-PROCESSES = "rt:processes"
-"""The topic where whoever serves connections is present, and hears what is asked. Not all that use a store do."""
 
 ANSWER = b"census "
 """What an answer begins with, among all that may be sent to a process."""
@@ -35,6 +32,9 @@ ANSWER_BYTES = 128 * 1024
 
 MOST_PROCESSES = 10_000
 """How many processes are asked at most."""
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What reading something of another process raises, that is not what it should be."""
 
 OPEN = 100
 """How many questions may be open here, and how many of others are being answered, at most."""
@@ -175,7 +175,7 @@ class Census:
             return
         try:
             answer = _answer(data[len(ANSWER) :])
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             logger.error("a process's answer could not be read")
             return
         gathering = self._asking.get(answer.question)
@@ -189,7 +189,7 @@ class Census:
             return
         try:
             question = _question(delivery.data)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             logger.error("a question about connections could not be read")
             return
         if question.asker == self._id:
@@ -274,5 +274,5 @@ def _node(entry: Entry) -> str:
     """The process that announced itself; the entry's own id where it doesn't say."""
     try:
         return msgspec.json.decode(entry.meta if isinstance(entry.meta, Raw) else b"", type=str)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return entry.connection

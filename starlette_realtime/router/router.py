@@ -189,13 +189,19 @@ class RoomRouter:
         Revoke what was issued to a user until now, or until `issued_before` (Unix seconds): connections close with
         4450, and older credentials are refused.
 
-        Everywhere within 15 s, most often at once. Raises `StoreError`.
+        Everywhere within 15 s, most often at once. Raises `Unavailable` when the store is away.
         """
-        await self.guard.revoke_user(user, issued_before=issued_before)
+        try:
+            await self.guard.revoke_user(user, issued_before=issued_before)
+        except StoreError as exc:
+            raise Unavailable from exc
 
     async def revoke_token(self, token_id: str) -> None:
         """Revoke one token by its id, `identity.claims["jti"]`; like `revoke_user`."""
-        await self.guard.revoke_token(token_id)
+        try:
+            await self.guard.revoke_token(token_id)
+        except StoreError as exc:
+            raise Unavailable from exc
 
     # --- looking in -------------------------------------------------------------------------------------------------
 

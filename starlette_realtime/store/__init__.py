@@ -15,10 +15,11 @@ from starlette_realtime.messages import (
     Recovery,
     Stale,
 )
-from starlette_realtime.store.base import READ_BYTES, REVOCATIONS, Deliver, PresenceChanged, Store
+from starlette_realtime.store.base import PROCESSES, READ_BYTES, REVOCATIONS, Deliver, PresenceChanged, Store
 from starlette_realtime.store.memory import MemoryStore
 
 __all__ = [
+    "PROCESSES",
     "READ_BYTES",
     "REVOCATIONS",
     "Deliver",

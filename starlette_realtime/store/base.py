@@ -26,7 +26,7 @@ from starlette_realtime.store.feed import Deliver
 from starlette_realtime.store.feeds import Feeds
 from starlette_realtime.store.ring import Rings
 
-__all__ = ["READ_BYTES", "REVOCATIONS", "Deliver", "PresenceChanged", "Store"]
+__all__ = ["PROCESSES", "READ_BYTES", "REVOCATIONS", "Deliver", "PresenceChanged", "Store"]
 
 logger = logging.getLogger("starlette_realtime.store")
 
@@ -35,6 +35,9 @@ READ_BYTES = 1_048_576
 
 REVOCATIONS = "rt:revocations"
 """The topic that tells of every new revocation: the data is the JSON of `[subject, issued_before]`."""
+
+PROCESSES = "rt:processes"
+"""The topic where the processes that serve rooms are present, and are asked."""
 
 PresenceChanged = Callable[[str, tuple[Entry, ...], tuple[Entry, ...]], object]
 """

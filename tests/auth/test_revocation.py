@@ -535,13 +535,13 @@ async def test_a_message_that_cannot_be_read_does_no_harm(
     guard = AuthGuard(authenticate=tokens, store=store, clock=clock)
     token = tokens.issue("ada")
     async with guard:
-        for data in (b"nonsense", b"[]", b'["u:ada", "now"]', b"{}"):
+        for data in (b"nonsense", b"[]", b'["u:ada", "now"]', b"{}", b'["\xff", 1]'):
             await store.publish(REVOCATIONS, data, history=History())
         await settle()
         assert await code_of(guard, token) == ""
         await guard.revoke_user("ada")
         assert await code_of(guard, token) == "revoked"
-    assert caplog.text.count("can't be read") == 4
+    assert caplog.text.count("can't be read") == 5
 
 
 async def test_after_a_gap_it_reads_again(clock: FakeClock, tokens: SignedTokens, store: MemoryStore) -> None:

@@ -4,7 +4,7 @@ import secrets
 from pathlib import Path
 
 from starlette_realtime import SignedTokens
-from starlette_realtime.client import connect
+from starlette_realtime.client import Event, connect
 from tests.support.pages import write
 from tests.support.redis import server
 from tests.support.server import serve_process
@@ -23,7 +23,7 @@ async def test_two_workers_are_one_service(tmp_path: Path) -> None:
             heard: list[list[object]] = []
             clients = [
                 connect(f"{served.url}/realtime", token=lambda n=n: tokens.issue(f"user {n}")) for n in range(PEOPLE)
-            ]  # type: ignore[misc]
+            ]
             rooms = []
             for client in clients:
                 await client.__aenter__()
@@ -33,6 +33,7 @@ async def test_two_workers_are_one_service(tmp_path: Path) -> None:
             for room in rooms:
                 words: list[object] = []
                 async for event in room:
+                    assert isinstance(event, Event)
                     words.append(event.data)
                     if len(words) == PEOPLE:
                         break

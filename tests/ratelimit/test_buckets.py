@@ -29,6 +29,7 @@ async def test_at_the_bound_a_full_bucket_goes_first_then_the_one_unused_for_lon
     buckets.get("full", clock)
     buckets.get("newest", clock).take(5)
     buckets.get("more", clock).take(5)
+    assert len(buckets) == 3
     assert buckets.get("oldest", clock).take() > 0  # "full" went; and this one is now the last that was used
     buckets.get("yet more", clock).take(5)
     assert len(buckets) == 3

@@ -311,6 +311,7 @@ async def test_who_is_replaced_while_its_frame_waits_ends_at_once() -> None:
         for frame in ("0", "1"):
             await before.send(frame)
         assert await before.receive() == "0"
+        await settle()  # now the other one waits
         async with visit(limiter, "mine"):
             assert (await before.wait_closed()).code == 4403
             await before.ended()
@@ -508,3 +509,16 @@ async def test_an_application_that_leaves_while_it_reads_leaves_nothing_behind()
         await peer.connect()
     await peer.ended()
     assert len(asyncio.all_tasks()) <= 2
+
+
+async def test_what_is_waited_on_end_is_counted_together() -> None:
+    async with listened(frames=Limit("1/3 seconds", burst=1), over="wait", max_wait=5.0) as (peer, listener, clock):
+        for n in range(3):
+            peer.push(f"{n}")
+        await clock.advance(3.1)
+        assert listener.heard == ["0", "1"]
+        await clock.advance(1.8)
+        assert peer.closed is None
+        await clock.advance(0.2)
+        assert (await peer.wait_closed()).code == 4429
+        assert listener.heard == ["0", "1"]

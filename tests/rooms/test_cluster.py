@@ -9,7 +9,8 @@ import pytest
 
 from starlette_realtime import History, MemoryStore, Realtime, RoomRouter, StoreError, Unavailable
 from starlette_realtime.messages import ConnectionInfo, Entry, ProcessCounts
-from starlette_realtime.rooms.census import ANSWER, ANSWER_BYTES, OPEN, PROCESSES, Census
+from starlette_realtime.rooms.census import ANSWER, ANSWER_BYTES, OPEN, Census
+from starlette_realtime.store import PROCESSES
 from starlette_realtime.testing import FakeClock, settle
 from tests.rooms.support import World
 
@@ -173,15 +174,21 @@ async def test_when_the_store_is_away_it_is_unavailable() -> None:
 async def test_what_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     async with processes(2) as (one, two):
         await two.enter("ann")
-        for data in (b"no json", b'{"id":1}'):
+        for data in (b"no json", b'{"id":1}', b'{"id":"\xff"}'):
             await one.store.publish_volatile(PROCESSES, data)
         await one.store.publish(PROCESSES, b"{", history=History())
         assert (await one.realtime.count()).connections == 1  # and it listens to answers from now on
-        for data in (b"something else", ANSWER + b"no json", ANSWER + b'{"question":"q","process":"p","node":1}'):
+        for data in (
+            b"something else",
+            ANSWER + b"no json",
+            ANSWER + b'{"question":"q","process":"p","node":1}',
+            ANSWER + b'"\xff',
+        ):
             await two.store.send(one.store.node, data)
         await settle()
         assert (await one.realtime.count()).connections == 1
     assert "could not be read" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_an_answer_counts_once_and_only_for_its_question() -> None:
@@ -263,10 +270,11 @@ async def test_who_cannot_say_that_it_is_there_does_not_start() -> None:
 
 async def test_a_process_that_does_not_say_its_name_is_named_all_the_same() -> None:
     async with processes(1) as (one,), one.store.sibling() as other:
-        await other.enter(PROCESSES, (Entry("somebody", "n:somebody"),))
+        unreadable = Entry("another", "n:another", meta=msgspec.Raw(b'"\xff"'))
+        await other.enter(PROCESSES, (Entry("somebody", "n:somebody"), unreadable))
         asking = asyncio.ensure_future(one.realtime.count())
         await one.clock.advance(1.0)
-        assert (await asking).missing == ("somebody",)
+        assert sorted((await asking).missing) == ["another", "somebody"]
 
 
 async def test_a_router_as_middleware_answers_too() -> None:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 
 from starlette_realtime import (
@@ -537,12 +538,22 @@ async def test_a_handlers_own_limit_is_per_connection_and_says_when() -> None:
         await ada.event("say")
 
 
-async def test_a_publication_that_no_room_made_is_left_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    ada = await world.enter("ada", "chat:1")
+@pytest.mark.parametrize(
+    "data", [b"not ours", b'["said","\xff"]', b'["\xff",1]', b'["said",1,{"connection":"\xff"}]', b'["rt:kick","\xff"]']
+)
+async def test_a_publication_that_no_room_made_is_left_out(
+    world: World, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    ada, bob = await world.enter("ada", "chat:1"), await world.enter("bob")
+    before = await world.realtime.at("chat:1").broadcast("said", "before")
+    await ada.heard()
     with caplog.at_level(logging.ERROR):
-        await world.store.publish("chat:1", b"not ours", history=History())
+        await world.store.publish("chat:1", data, history=History())
     await ada.event("say", "ours")
     assert await ada.heard() == ["ours"]
     assert "left out" in caplog.text
+    assert "Traceback" not in caplog.text
     page = await ada.call("history", room="chat:1")
-    assert [event["data"] for event in page["events"]] == ["ours"]
+    assert [event["data"] for event in page["events"]] == ["before", "ours"]
+    joined = await bob.join("chat:1", since=msgspec.to_builtins(before))
+    assert (joined["recovered"], [event["data"] for event in joined["events"]]) == (True, ["ours"])

@@ -294,3 +294,25 @@ async def test_the_stores_of_one_backend_count_together() -> None:
     assert isinstance(store.limits, MemoryQuotas)
     assert store.sibling().limits is store.limits
     assert isinstance(MemoryQuotas().base_exceptions, tuple)
+
+
+async def test_hits_that_have_ended_leave_room_for_others() -> None:
+    hand = Hand()
+    quotas = MemoryQuotas(hand, max_hits=100)
+    assert await quotas.acquire_entry("kept", 10, 1_000, 10)
+    for _ in range(50):
+        hand.at += 10.0
+        assert await quotas.acquire_entry("busy", 20, 5, 20)
+        assert quotas.hits == 30
+    assert (await quotas.get_moving_window("kept", 10, 1_000))[1] == 10
+
+
+async def test_the_bound_on_keys_holds_for_times_of_hits_alone() -> None:
+    hand = Hand()
+    quotas = MemoryQuotas(hand, max_keys=2)
+    for key in ("first", "second", "third"):
+        hand.at += 1.0
+        assert await quotas.acquire_entry(key, 1, 60)
+    assert len(quotas) == 2
+    assert (await quotas.get_moving_window("first", 1, 60))[1] == 0
+    assert (await quotas.get_moving_window("third", 1, 60))[1] == 1

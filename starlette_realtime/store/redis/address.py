@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -15,6 +16,7 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from starlette_realtime.errors import ConfigurationError
 
@@ -58,15 +60,25 @@ class Address:
     def parse(cls, url: str) -> "Address":
         """Read a URL. Raises `ConfigurationError`, which never shows a password."""
         try:
-            split = urlsplit(url)
-            scheme, _, kind = split.scheme.partition("+")
-            if kind in ("sentinel", "cluster") and scheme in ("redis", "rediss"):
-                return cls._several(split, scheme, kind)  # type: ignore[arg-type]
-            if kind or scheme not in ("redis", "rediss", "unix"):
-                raise ValueError(f"{split.scheme!r} is no scheme of a store")
-            return cls._single(url)
+            address = cls._read(url)
+            address.connection(address.hosts[0] if address.hosts else None, timeout=1.0)
+            return address
         except ValueError as exc:
-            raise ConfigurationError(f"the store's URL can't be used: {exc}. It is one of {SCHEMES}") from None
+            wrong = str(exc)
+        except (TypeError, RedisError) as exc:
+            wrong = f"one of its options can't be: {exc}"
+        # Not while the other error is handled: it would be kept as the context.
+        raise ConfigurationError(f"the store's URL can't be used: {wrong}. It is one of {SCHEMES}")
+
+    @classmethod
+    def _read(cls, url: str) -> "Address":
+        split = _split(url)
+        scheme, _, kind = split.scheme.partition("+")
+        if kind in ("sentinel", "cluster") and scheme in ("redis", "rediss"):
+            return cls._several(split, scheme, kind)  # type: ignore[arg-type]
+        if kind or scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(f"{split.scheme!r} is no scheme of a store")
+        return cls._single(url)
 
     @classmethod
     def _single(cls, url: str) -> "Address":
@@ -129,6 +141,7 @@ class Address:
             "socket_connect_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
             "health_check_interval": 0,
+            "decode_responses": False,
             "protocol": 2,
         }
 
@@ -150,8 +163,18 @@ class Address:
         return connection.ssl_context.get()
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a URL whose port can be read. What `urllib` says is not repeated: it quotes what it can't read."""
+    with suppress(ValueError):
+        split = urlsplit(url)
+        if "," not in split.netloc:  # several are looked at one by one
+            _ = split.port
+        return split
+    raise ValueError("its host and port can't be read; signs in a password are percent-encoded, @ as %40 and / as %2F")
+
+
 def _host(place: str, port: int) -> Host:
-    split = urlsplit(f"//{place}")
+    split = _split(f"//{place}")
     if not split.hostname:
         raise ValueError("one of its hosts is empty")
     return split.hostname, split.port or port

@@ -57,6 +57,7 @@ class Cluster(Link):
         self._channels: dict[bytes, Listener] = {}  # channel → where it is wanted
         self._refresher: asyncio.Task[None] | None = None
         self._due = asyncio.Event()
+        self._readings = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -138,8 +139,11 @@ class Cluster(Link):
             self._due.set()
         self._node(host).pipe.submit(call)
 
-    def _failed(self, trouble: BaseException) -> None:
+    def _failed(self, host: Host, trouble: BaseException) -> None:
         self._due.set()
+        node = self._nodes.get(host)
+        if node is not None:
+            node.listener.suspect()
 
     def _astray(self, channel: bytes) -> None:
         self._due.set()
@@ -153,7 +157,13 @@ class Cluster(Link):
                 "name": f"{host[0]}:{host[1]}",
             }
             connect = partial(self._open, host)
-            pipe = Pipe(connect, scripts=self._scripts, moved=partial(self._moved, host), failed=self._failed, **common)
+            pipe = Pipe(
+                connect,
+                scripts=self._scripts,
+                moved=partial(self._moved, host),
+                failed=partial(self._failed, host),
+                **common,
+            )
             listener = Listener(
                 connect,
                 probe=self._probe,
@@ -197,6 +207,10 @@ class Cluster(Link):
         """Ask one node after the other who has which slots, and arrange everything by it. Raises `StoreError`."""
         trouble: list[str | Exception] = []
         known = [node.host for node in self._nodes.values() if node.pipe.connected]
+        if known:  # each time another one first: one may be cut off from the others, and not know it
+            self._readings += 1
+            turn = self._readings % len(known)
+            known = known[turn:] + known[:turn]
         for host in dict.fromkeys((*known, *self._nodes, *self.address.hosts)):
             try:
                 async with asyncio.timeout(self._timeout / 2):

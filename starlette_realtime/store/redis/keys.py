@@ -38,14 +38,15 @@ TAGS = _spread()
 
 class Keys:
     """
-    The names of one deployment's keys and channels, below `prefix`.
+    The names of one deployment's keys and channels, below `prefix`. Channels don't belong to a database, as keys do:
+    so the names of another one than 0 tell its number.
 
     A topic's keys carry the tag of its partition: a raw `{topic}` could be broken out of by a topic with braces. What
     belongs to a process carries its id as the tag. Names are percent-encoded, so that no part is taken for another.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = quote(prefix, safe="")
+    def __init__(self, prefix: str, db: int = 0) -> None:
+        self.prefix = quote(prefix, safe="") + (f":@{db}" if db else "")
         self._start = self.prefix.encode()
         self.nodes = self._start + b":nodes"
         """ZSET: process → when it was last heard of, in milliseconds of the server's clock."""

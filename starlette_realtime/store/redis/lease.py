@@ -185,9 +185,9 @@ class Lease:
         """The processes that hold a lease. Raises `StoreError`."""
         return [node for node in await self._all() if node.age <= self.length]
 
-    async def overdue(self) -> list[str]:
-        """The processes that have missed their lease, for `steady` ones to tell. Raises `StoreError`."""
-        return [node.id for node in await self._all() if node.age > self.length]
+    async def overdue(self, *, by: float = 0.0) -> list[str]:
+        """Who has missed their lease by `by` seconds, for `steady` processes to tell. Raises `StoreError`."""
+        return [node.id for node in await self._all() if node.age > self.length + by]
 
     async def dead(self, nodes: Collection[str]) -> list[str]:
         """

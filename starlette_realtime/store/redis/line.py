@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from starlette_realtime.clock import Clock
 
@@ -43,6 +43,9 @@ class Line(ABC):
     A subclass says what is written, takes what is read, and hears when the connection is there and when it is lost.
     """
 
+    speaks = False
+    """Whether it logs when nobody answers."""
+
     def __init__(self, connect: Connect, *, clock: Clock, timeout: float, name: str) -> None:
         self.name = name
         """Which server, for logs."""
@@ -56,6 +59,7 @@ class Line(ABC):
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._dropped = asyncio.Event()
+        self._told = False
         self._hurry = asyncio.Event()
 
     @property
@@ -122,9 +126,12 @@ class Line(ABC):
             except asyncio.CancelledError:
                 raise
             except Exception as exc:
-                self._report(exc, failures)
+                self._report(exc)
                 self._lost(exc)
             else:
+                if self._told:
+                    self._told = False
+                    logger.info("%s is there again", self.name)
                 self.since = self._clock.now()
                 try:
                     self._opened()
@@ -134,7 +141,7 @@ class Line(ABC):
                     steady = self._clock.now() - self.since >= STEADY
                     self.since = None
                     await _disconnect(connection)
-                logger.info("the connection to %s was lost: %s", self.name, trouble)
+                logger.info("the connection to %s was lost: %s", self.name, _reason(trouble))
                 self._lost(trouble)
                 if steady:
                     failures = 0
@@ -183,10 +190,15 @@ class Line(ABC):
                 reply = exc
             self._incoming(reply)
 
-    def _report(self, exc: Exception, failures: int) -> None:
-        if failures == 0:
-            refused = isinstance(exc, AuthenticationError | ResponseError)
-            logger.log(logging.WARNING if refused else logging.INFO, "%s can't be connected to: %s", self.name, exc)
+    def _report(self, exc: Exception) -> None:
+        """Say once that nobody answers, or refuses; of a server's two lines one does."""
+        if self.speaks and not self._told:
+            self._told = True
+            logger.warning("%s can't be connected to; it is tried again and again: %s", self.name, _reason(exc))
+
+
+def _reason(exc: BaseException) -> str:
+    return str(exc) or type(exc).__name__
 
 
 async def _disconnect(connection: AbstractConnection) -> None:

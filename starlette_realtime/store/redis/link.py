@@ -204,7 +204,8 @@ class Single(Link):
         return await self._open(hosts[0] if hosts else None)
 
     def _failed(self, trouble: BaseException) -> None:
-        """The connection for commands was lost, or couldn't be made."""
+        """The connection for commands was lost, or couldn't be made: is the other one alive?"""
+        self._channels.suspect()
 
 
 async def ask(connection: AbstractConnection, *command: str | bytes) -> Any:

@@ -115,6 +115,12 @@ class Listener(Line):
         if echo is not None:
             self._say(self._subscribe, echo)
 
+    def suspect(self) -> None:
+        """The server fails to answer elsewhere: ask now whether this connection is alive."""
+        if self.connected and self._timer is not None and not self._probes:
+            self._timer.cancel()
+            self._begin_probe()
+
     async def ready(self, channel: bytes) -> None:
         """Wait until the server delivers the channel. Raises `StoreError` when it doesn't in time."""
         if channel in self._confirmed:
@@ -284,6 +290,9 @@ class Listener(Line):
         if idle < self._probe_interval:
             self._timer = self._clock.call_later(self._probe_interval - idle, self._probe_soon)
             return
+        self._begin_probe()
+
+    def _begin_probe(self) -> None:
         task = asyncio.get_running_loop().create_task(self._probe())
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)

@@ -59,7 +59,8 @@ class Call:
     def fail(self, reason: str) -> None:
         """Let whoever waits know."""
         if not self.future.done():
-            error = StoreError(reason if self.error is None else f"{reason}: {self.error}")
+            why = "" if self.error is None else f": {str(self.error) or type(self.error).__name__}"
+            error = StoreError(reason + why)
             error.__cause__ = self.error
             self.future.set_exception(error)
 
@@ -73,6 +74,8 @@ class Pipe(Line):
     connection is given up: it may be half open.
     `limit` and `limit_bytes` bound what waits. `moved` takes commands that belong elsewhere.
     """
+
+    speaks = True
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class Pipe(Line):
         self._owing = 0.0  # since when the server owes the next answer, where it owes any
         self._timer: Timer | None = None
         self._later: dict[Timer, Call] = {}
+        self._taught: dict[bytes, Call] = {}  # digest → the command that brings the script's text
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sent) + len(self._later)
@@ -141,6 +145,7 @@ class Pipe(Line):
 
     def _lost(self, trouble: BaseException) -> None:
         self._again()
+        self._taught.clear()
         for call in self._waiting:
             call.error = trouble
         self._expire()
@@ -192,6 +197,8 @@ class Pipe(Line):
         call = self._sent.popleft()
         self._size -= len(call.data)
         self._owing = self._clock.now()
+        if self._taught and call.parts[0] == b"EVAL":
+            self._taught = {sha: taught for sha, taught in self._taught.items() if taught is not call}
         if isinstance(reply, ResponseError):
             self._refused(call, reply)
         elif not call.future.done():
@@ -202,7 +209,12 @@ class Pipe(Line):
             return
         call.error = error
         if isinstance(error, NoScriptError) and (script := self._scripts.get(call.parts[1])) is not None:
-            call.instead(script)
+            # Its text once: until that is answered, whatever comes after it knows the digest. A command that nobody
+            # waits for any more may never be sent.
+            taught = self._taught.get(script.sha)
+            if taught is None or taught.future.done():
+                self._taught[script.sha] = call
+                call.instead(script)
             self.submit(call)
         elif isinstance(error, MovedError | AskError) and self._moved is not None:
             self._moved(call, error)

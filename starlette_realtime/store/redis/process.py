@@ -23,8 +23,9 @@ class Process:
     """
     A process's lease, and what stands and falls with it: presence, slots, inbox.
 
-    `changed` hears of presence that no call returned, `addressed` of what was sent to this process, as long as
-    `receiving` says so; `renamed` of its id, at every start and after every missed lease.
+    `changed` hears of presence that no call returned; `watched` says whether that reaches anybody. `addressed` hears of
+    what was sent to this process, as long as `receiving` says so; `renamed` of its id, at every start and after every
+    missed lease.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Process:
         beat: float,
         sweep: float,
         changed: PresenceChanged,
+        watched: Callable[[], bool],
         addressed: Callable[[bytes], object],
         receiving: Callable[[], bool],
         renamed: Callable[[str], object],
@@ -50,7 +52,9 @@ class Process:
         self.presence = Presence(link, keys, self.lease, clock=clock, timeout=timeout, changed=changed)
         self.slots = Slots(link, keys, self.lease, clock=clock)
         self.inbox = Inbox(link, keys, rng=rng, timeout=timeout, deliver=addressed, wanted=receiving)
-        self._reaper = Reaper(link, keys, self.lease, clock=clock, rng=rng, sweep=sweep, changed=changed)
+        self._reaper = Reaper(
+            link, keys, self.lease, clock=clock, rng=rng, sweep=sweep, changed=changed, watched=watched
+        )
 
     async def start(self) -> None:
         """Take a lease. Raises `StoreError`."""

@@ -97,7 +97,12 @@ class Publications:
                 while end < len(items) and end - start < BATCH and (size == 0 or size < BATCH_BYTES):
                     size += len(items[end].data)
                     end += 1
-                self._send(topic, history, items[start:end])
+                try:
+                    self._send(topic, history, items[start:end])
+                except Exception as exc:  # what can't be sent is the caller's mistake, and nobody else's
+                    for item in items[start:end]:
+                        if not item.future.done():
+                            item.future.set_exception(exc)
                 start = end
 
     def _send(self, topic: str, history: History, items: Sequence[_Item]) -> None:
@@ -151,7 +156,9 @@ class Publications:
         groups: dict[bytes, list[tuple[int, bytes]]] = {}
         for index, topic in enumerate(topics):
             base = self._keys.topic(topic)
-            groups.setdefault(base[: base.index(b"}")], []).append((index, base))
+            # One script serves the topics of one slot; without slots, all of them.
+            slot = base[: base.index(b"}")] if self._link.sharded else b""
+            groups.setdefault(slot, []).append((index, base))
         args = (self._new_epoch(), b"%d" % round(keep * 1000))
         answers = [
             self._link.submit(script("where"), [key for _, base in group for key in (base + b":m", base + b":s")], args)

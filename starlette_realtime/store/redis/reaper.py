@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 from starlette_realtime.clock import Clock
+from starlette_realtime.errors import StoreError
 from starlette_realtime.store.redis.keys import Keys
 from starlette_realtime.store.redis.lease import Every, Lease
 from starlette_realtime.store.redis.link import Link
@@ -32,7 +34,8 @@ class Reaper:
 
     First such a process is declared dead, so that nothing it still says counts; then, topic by topic, the topic knows
     it too, and its members leave; at last it is forgotten. Every step can be made twice, or by another process: what
-    one has removed the other doesn't find, so that only one tells of it through `changed`.
+    one has removed the other doesn't find, so that only one tells of it through `changed`. A process where nobody
+    would hear that, as `watched` says, leaves it to the others for one more lease: one that only publishes, say.
     """
 
     def __init__(
@@ -45,12 +48,14 @@ class Reaper:
         rng: random.Random,
         sweep: float,
         changed: PresenceChanged,
+        watched: Callable[[], bool],
     ) -> None:
         self._link = link
         self._keys = keys
         self._lease = lease
         self._rng = rng
         self._changed = changed
+        self._watched = watched
         self._publish = b"SPUBLISH" if link.sharded else b"PUBLISH"
         self._number = 0
         self._unsettled: dict[str, tuple[bytes, bytes]] = {}  # topic → key and number of a step whose answer was lost
@@ -68,15 +73,27 @@ class Reaper:
     async def sweep(self) -> None:
         """Clear away who is dead now. Raises `StoreError`."""
         await self._lease.standing()  # first of all this process itself: it may have been frozen
-        for topic in list(self._unsettled):
-            await self._settle(topic)
-        if not self._lease.steady:
-            return  # after a restart of the server, or of this process, silence doesn't mean death yet
-        for node in await self._lease.overdue():
-            if node == self._lease.node:
-                self._lease.missed(node)
-            else:
-                await self._clear(node)
+        # One server of a cluster may be away: what the others have is cleared away all the same.
+        trouble = await self._each(self._settle(topic) for topic in list(self._unsettled))
+        if self._lease.steady:  # after a restart of the server, or of this process, silence doesn't mean death yet
+            for node in await self._lease.overdue(by=0.0 if self._watched() else self._lease.length):
+                if node == self._lease.node:
+                    self._lease.missed(node)
+                else:
+                    trouble = await self._each((self._clear(node),)) or trouble
+        if trouble is not None:
+            raise trouble
+
+    @staticmethod
+    async def _each(calls: Iterable[Coroutine[Any, Any, None]]) -> StoreError | None:
+        """Make them one by one; tells the last failure."""
+        trouble = None
+        for call in calls:
+            try:
+                await call
+            except StoreError as exc:
+                trouble = exc
+        return trouble
 
     async def _clear(self, node: str) -> None:
         topics = self._keys.node(node, "rooms")
@@ -86,8 +103,10 @@ class Reaper:
             if not found:
                 break
             self._rng.shuffle(found)  # others may be about it, too: not all in the same order
-            for start in range(0, len(found), AT_ONCE):
-                await self._empty(node, found[start : start + AT_ONCE])
+            steps = (self._empty(node, found[start : start + AT_ONCE]) for start in range(0, len(found), AT_ONCE))
+            trouble = await self._each(steps)
+            if trouble is not None:
+                raise trouble
         own = [self._keys.node(node, kind) for kind in ("in", "size", "rooms")]
         await self._link.call(b"DEL", *own, key=own[0])
         await self._link.call(b"ZREM", self._keys.nodes, node.encode(), key=self._keys.nodes)
@@ -95,13 +114,17 @@ class Reaper:
     async def _empty(self, node: str, topics: Sequence[bytes]) -> None:
         names = [topic.decode(errors="surrogatepass") for topic in topics]
         results = await asyncio.gather(*(self._remove(node, name) for name in names), return_exceptions=True)
+        done = [topic for topic, result in zip(topics, results, strict=True) if result is None]
+        if done:
+            await self._link.run(script("unindex"), (self._keys.node(node, "rooms"),), (b"inf", *done))
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        await self._link.run(script("unindex"), (self._keys.node(node, "rooms"),), (b"inf", *topics))
 
     async def _remove(self, node: str, topic: str) -> None:
         """Remove the dead process's members of one topic."""
+        if topic in self._unsettled:
+            await self._settle(topic)
         keys = Records.of(self._keys.topic(topic))
         name = node.encode()
         remaining = 1

@@ -42,7 +42,7 @@ class RedisStore(Store):
     `url` is one of `redis://[user:password@]host[:port][/db]`, `rediss://` (TLS), `unix:///path?db=0`,
     `redis+sentinel://host[:port][,host…]/service[?db=0]`, `redis+cluster://host[:port][,host…]`, the last two also
     with `rediss`. Options of redis-py's connections may follow: `?ssl_ca_certs=/path/ca.pem`. `prefix` starts all keys
-    and channels: several applications may share a server.
+    and channels, with the number of the database where that isn't 0: several applications may share a server.
 
     Durations are seconds. `timeout`: within which every operation succeeds or raises `StoreError`; until then it is
     repeated after a lost connection, without harm. `lease`: after its last sign of life, a process's presence and slots
@@ -61,7 +61,7 @@ class RedisStore(Store):
         url: str,
         *,
         prefix: str = "rt",
-        timeout: float = 2.0,
+        timeout: float = 1.5,
         lease: float = 15.0,
         beat: float = 5.0,
         sweep: float = 3.0,
@@ -88,7 +88,7 @@ class RedisStore(Store):
         _check_parser()
         self.address = Address.parse(url)
         """Where it is."""
-        self._keys = Keys(prefix)
+        self._keys = Keys(prefix, self.address.db)
         self._topics: dict[bytes, str] = {}
         # A topic that is heard must not be forgotten between two checks, one of which may fail.
         self._keep = max(forget_joined, 4 * check_interval)
@@ -124,6 +124,7 @@ class RedisStore(Store):
             beat=beat,
             sweep=sweep,
             changed=self._presence_changed,
+            watched=lambda: bool(self._presence_watchers),
             addressed=self._addressed,
             receiving=lambda: bool(self._receivers),
             renamed=self._renamed,
@@ -296,10 +297,12 @@ class RedisStore(Store):
             task.cancel()
         if self._waking:
             await asyncio.wait(tuple(self._waking))
-        await leave()
-        await self._link.stop()
-        self._topics.clear()
-        self._wake = b""
+        try:
+            await leave()
+        finally:
+            await self._link.stop()
+            self._topics.clear()
+            self._wake = b""
 
     def _renamed(self, node: str) -> None:
         """This process has a new id: it is to be woken under that one."""

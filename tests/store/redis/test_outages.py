@@ -30,7 +30,7 @@ def listens(link: Link) -> bool:
 
 def commands(link: Link) -> bool:
     """Whether commands go over this link."""
-    return link.sent(b"EVALSHA")
+    return not link.sent(b"SUBSCRIBE")
 
 
 def links(store: FaultyStore) -> int:
@@ -127,6 +127,19 @@ async def test_a_reply_that_was_lost_is_made_up_for_without_a_key(single: Server
         assert position.offset == 2
         assert (await store.publish("t", b"2", history=WIDE)).offset == 3
         await until(lambda: reader.data == [b"0", b"1", b"2"])
+
+
+async def test_a_scripts_text_is_sent_once_to_a_server_that_has_forgotten_it(single: Server) -> None:
+    async with running(single, 1) as (store,), readers("t", store) as (reader,):
+        await publish(store, "t", b"0")
+        await single.command("SCRIPT", "FLUSH")
+        await single.command("CONFIG", "RESETSTAT")
+        sent = [store.publish(f"t {number}", b"1", history=WIDE) for number in range(200)]
+        assert {position.offset for position in await asyncio.gather(*sent)} == {1}
+        stats = await single.info("commandstats")
+        assert stats["cmdstat_eval"].startswith("calls=1,")
+        await publish(store, "t", b"2")
+        await until(lambda: reader.data == [b"0", b"2"])
 
 
 async def test_a_volatile_publication_is_not_sent_twice(single: Server) -> None:

@@ -292,3 +292,10 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
             await store.publish("t", b"1", history=WIDE)
             await until(lambda: reader.data == [b"0", b"1"])
         assert "s3cr" not in str(store.address)
+
+
+def test_the_docs_name_these_rights() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "deploying.md").read_text()
+    assert f"ACL SETUSER realtime on >password {RIGHTS}\n" in page
+    assert f"`{IN_A_CLUSTER}`" in page
+    assert f"`{BEHIND_SENTINELS}`" in page

@@ -5,6 +5,10 @@
 --       then for each publication: id, for how long it is known (ms), data.
 -- Answers: for each publication "epoch offset id".
 local meta, stream = KEYS[1], KEYS[2]
+if not redis.acl_check_cmd(ARGV[2], ARGV[1], '') then
+    -- An error halfway undoes nothing: what was appended could be answered for, though nobody has heard it.
+    return redis.error_reply('NOPERM this user has no permissions to publish on the channel')
+end
 local channel, publish, size, ttl, forget = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local most = tonumber(ARGV[7])
 local found = redis.call('HMGET', meta, 'e', 'o', 'i', 'c', 'l')

@@ -10,10 +10,12 @@ if not known and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
 end
 if not known or tonumber(known) < tonumber(ARGV[2]) then
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-    redis.call('SET', KEYS[3], time[1] .. '.' .. time[2])
+    redis.call('SET', KEYS[3], time[1] .. '.' .. time[2], 'KEEPTTL')
 end
-redis.call('ZADD', KEYS[2], string.format('%d', now + tonumber(ARGV[3])), ARGV[1])
+-- Another process may let tokens live for longer: what it has revoked stands for as long.
+redis.call('ZADD', KEYS[2], 'GT', string.format('%d', now + tonumber(ARGV[3])), ARGV[1])
 for _, key in ipairs(KEYS) do
-    redis.call('PEXPIRE', key, ARGV[3] + 60000)
+    redis.call('PEXPIRE', key, ARGV[3] + 60000, 'NX')
+    redis.call('PEXPIRE', key, ARGV[3] + 60000, 'GT')
 end
 return 1
