@@ -12,6 +12,7 @@ from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import Entry, Members, PresenceDiff
 from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.lately import Lately
 from starlette_realtime.store.redis.lease import Lease
 from starlette_realtime.store.redis.link import Link
 from starlette_realtime.store.redis.mending import Mending
@@ -134,6 +135,8 @@ class Presence:
         self._rooms: OrderedDict[str, _Room] = OrderedDict()  # the longest not refreshed first
         self._number = 0
         self._mending = Mending(self._mend, clock=clock, retry=min(0.5, lease.length / 10))
+        # Whatever was set back by more than a lease takes this process for dead.
+        self._left = Lately(self._steady_since, clock=clock, keep=2 * lease.length)
 
     # --- what the store does ---
 
@@ -172,6 +175,7 @@ class Presence:
         leaving = [] if known is None else [one for one in connections if known.mine.pop(one, None) is not None]
         if not leaving:
             return ()
+        since = self._steady_since(topic)
         async with self._room(topic) as room:
             try:
                 async with self._in_turn(room):
@@ -180,6 +184,7 @@ class Presence:
                 self._mending.soon((topic,))
                 raise
             if not room.mine:
+                self._left.add(topic, since)
                 self._mending.soon((topic,))  # it is no longer to be noted
             return left
 
@@ -205,7 +210,7 @@ class Presence:
                 since[tag] = self._link.steady_since(room.keys.channel)
             if now - room.refreshed >= REFRESH or (since[tag] is not None and since[tag] != room.steady):
                 due.append(topic)
-        self._mending.soon(due)
+        self._mending.soon((*due, *self._left.suspects()))
 
     async def stop(self) -> None:
         """Have all members of this process leave. Raises `StoreError`."""
@@ -223,6 +228,7 @@ class Presence:
         """Forget what this process had."""
         await self._mending.end()
         self._rooms.clear()
+        self._left.clear()
 
     def gauges(self) -> dict[str, int]:
         """What is held."""
@@ -320,27 +326,33 @@ class Presence:
             node = await self._lease.standing()
             renewed = room.indexed not in ("", node)
             since = self._link.steady_since(room.keys.channel)
-            suspect = since != room.steady and bool(room.mine)
+            found = False
             for id in {node, room.indexed} - {""}:
                 there = await self._link.call(b"SMEMBERS", room.keys.owned(id), key=room.keys.channel)
                 extra = [one for one in (connection.decode() for connection in there) if one not in room.mine]
+                found = found or bool(extra)
                 for start in range(0, len(extra), BATCH):
                     self._tell(room, (), await self._leave(room, extra[start : start + BATCH]))
-            if not room.mine:
-                if room.indexed == node:
+            suspect = since != room.steady and (found or bool(room.mine))
+            if room.mine:
+                if not renewed:
+                    room.indexed = ""  # once more: the index expires, too
+                entries = [entry for connection, entry in room.mine.items() if room.coming.get(connection) is not entry]
+                for start in range(0, len(entries), BATCH):
+                    self._tell(room, await self._enter(room, entries[start : start + BATCH], anew=True), ())
+            else:
+                self._left.add(topic, since)
+                if found or room.indexed == node:
                     await self._unindex(room, node)
                 room.indexed = ""  # what is left under an earlier id is cleared away with it
-                return
-            if not renewed:
-                room.indexed = ""  # once more: the index expires, too
-            entries = [entry for connection, entry in room.mine.items() if room.coming.get(connection) is not entry]
-            for start in range(0, len(entries), BATCH):
-                self._tell(room, await self._enter(room, entries[start : start + BATCH], anew=True), ())
             if suspect:
                 await self._link.run(script("era"), room.keys[:2], (self._publish,))
                 await self._adopt(room)
             room.steady = since
             room.refreshed = self._clock.now()
+
+    def _steady_since(self, topic: str) -> float | None:
+        return self._link.steady_since(self._keys.topic(topic))
 
     async def _unindex(self, room: _Room, node: str) -> None:
         args = (self._next(), room.topic.encode(errors="surrogatepass"))

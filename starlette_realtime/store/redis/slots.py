@@ -9,6 +9,7 @@ from typing import Any
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
 from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.lately import Lately
 from starlette_realtime.store.redis.lease import Lease
 from starlette_realtime.store.redis.link import Link
 from starlette_realtime.store.redis.mending import Mending
@@ -25,12 +26,13 @@ ATTEMPTS = 3
 class _Held:
     """The slots of one key that this process holds, and how often."""
 
-    __slots__ = ("coming", "refreshed", "slots")
+    __slots__ = ("coming", "refreshed", "slots", "steady")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, steady: float | None) -> None:
         self.slots: Counter[str] = Counter()
         self.coming: Counter[str] = Counter()  # asked for, not answered yet
         self.refreshed = now
+        self.steady = steady  # since when the connection stood over which the server was told
 
 
 class Slots:
@@ -49,12 +51,13 @@ class Slots:
         self._held: dict[str, _Held] = {}
         self._number = 0
         self._mending = Mending(self._mend, clock=clock, retry=min(0.5, lease.length / 10))
+        self._released = Lately(self._steady_since, clock=clock, keep=2 * lease.length)
 
     async def admit(self, key: str, slot: str, limit: int) -> bool:
         """See `Store.admit`."""
         held = self._held.get(key)
         if held is None:
-            held = self._held[key] = _Held(self._clock.now())
+            held = self._held[key] = _Held(self._clock.now(), self._steady_since(key))
         held.coming[slot] += 1
         admitted = False
         try:
@@ -76,6 +79,7 @@ class Slots:
             if slot not in held.slots:
                 self._mending.soon((key,))  # whoever is about to take it may fail to
             return
+        self._released.add(key, self._steady_since(key))
         try:
             await self._run("release", key, self._lease.node, (self._lease.earlier, _bytes(slot)))
         except BaseException:
@@ -89,9 +93,13 @@ class Slots:
         self._mending.soon(self._held)
 
     def refresh(self) -> None:
-        """To be called now and then: slots expire."""
-        now = self._clock.now()
-        self._mending.soon([key for key, held in self._held.items() if now - held.refreshed >= REFRESH])
+        """To be called now and then: have slots outlive servers, and their own expiry."""
+        now, due = self._clock.now(), self._released.suspects()
+        for key, held in self._held.items():
+            since = self._steady_since(key)
+            if now - held.refreshed >= REFRESH or (since is not None and since != held.steady):
+                due.append(key)
+        self._mending.soon(due)
 
     async def stop(self) -> None:
         """Give all back. Raises `StoreError`."""
@@ -109,6 +117,7 @@ class Slots:
         """Forget what this process held."""
         await self._mending.end()
         self._held.clear()
+        self._released.clear()
 
     def gauges(self) -> dict[str, int]:
         """What is held."""
@@ -134,20 +143,24 @@ class Slots:
 
     async def _mend(self, key: str) -> None:
         """Have in Redis what this process holds of this key, and nothing else."""
-        node = await self._lease.standing()
+        node, since = await self._lease.standing(), self._steady_since(key)
         held = self._held.get(key)
         slots = [] if held is None else list(held.slots)
         coming = [] if held is None else list(held.coming)
         args = (self._lease.earlier, _ms(LIFE), _ms(KNOWN), b"%d" % len(slots))
         await self._run("keep", key, node, (*args, *(_bytes(slot) for slot in (*slots, *coming))))
+        self._released.add(key, since)
         if held is not None:
-            held.refreshed = self._clock.now()
+            held.refreshed, held.steady = self._clock.now(), since
             self._drop(key, held)
 
     async def _run(self, name: str, key: str, node: str, args: Sequence[bytes]) -> Any:
         self._number += 1
         slots = self._keys.of("slots", key)
         return await self._link.run(script(name), (slots, slots + b":n"), (node.encode(), b"%d" % self._number, *args))
+
+    def _steady_since(self, key: str) -> float | None:
+        return self._link.steady_since(self._keys.of("slots", key))
 
     @staticmethod
     def _reduce(count: Counter[str], slot: str) -> None:
