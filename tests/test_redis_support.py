@@ -206,9 +206,11 @@ async def test_the_end_of_the_block_leaves_neither_process_nor_folder(binary: Bi
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 async def test_tests_that_die_leave_no_server(binary: Binary, number: signal.Signals) -> None:
     program = f"""
-import asyncio
+import asyncio, signal
 from pathlib import Path
 from tests.support.redis import Binary, server
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 
 async def main():
     binary = Binary(name="", path=Path({str(binary.path)!r}), version=(7, 0))
