@@ -136,7 +136,7 @@ class Presence:
         self._number = 0
         self._mending = Mending(self._mend, clock=clock, retry=min(0.5, lease.length / 10))
         # Whatever was set back by more than a lease takes this process for dead.
-        self._left = Lately(self._steady_since, clock=clock, keep=2 * lease.length)
+        self._left = Lately(link.steady_since, clock=clock, keep=2 * lease.length)
 
     # --- what the store does ---
 
@@ -175,8 +175,8 @@ class Presence:
         leaving = [] if known is None else [one for one in connections if known.mine.pop(one, None) is not None]
         if not leaving:
             return ()
-        since = self._steady_since(topic)
         async with self._room(topic) as room:
+            since = self._link.steady_since(room.keys.channel)
             try:
                 async with self._in_turn(room):
                     left = await self._leave(room, leaving)
@@ -184,7 +184,7 @@ class Presence:
                 self._mending.soon((topic,))
                 raise
             if not room.mine:
-                self._left.add(topic, since)
+                self._left.add(topic, room.keys.channel, since)
                 self._mending.soon((topic,))  # it is no longer to be noted
             return left
 
@@ -341,7 +341,7 @@ class Presence:
                 for start in range(0, len(entries), BATCH):
                     self._tell(room, await self._enter(room, entries[start : start + BATCH], anew=True), ())
             else:
-                self._left.add(topic, since)
+                self._left.add(topic, room.keys.channel, since)
                 if found or room.indexed == node:
                     await self._unindex(room, node)
                 room.indexed = ""  # what is left under an earlier id is cleared away with it
@@ -350,9 +350,6 @@ class Presence:
                 await self._adopt(room)
             room.steady = since
             room.refreshed = self._clock.now()
-
-    def _steady_since(self, topic: str) -> float | None:
-        return self._link.steady_since(self._keys.topic(topic))
 
     async def _unindex(self, room: _Room, node: str) -> None:
         args = (self._next(), room.topic.encode(errors="surrogatepass"))

@@ -26,9 +26,10 @@ ATTEMPTS = 3
 class _Held:
     """The slots of one key that this process holds, and how often."""
 
-    __slots__ = ("coming", "refreshed", "slots", "steady")
+    __slots__ = ("coming", "name", "refreshed", "slots", "steady")
 
-    def __init__(self, now: float, steady: float | None) -> None:
+    def __init__(self, name: bytes, now: float, steady: float | None) -> None:
+        self.name = name
         self.slots: Counter[str] = Counter()
         self.coming: Counter[str] = Counter()  # asked for, not answered yet
         self.refreshed = now
@@ -51,13 +52,14 @@ class Slots:
         self._held: dict[str, _Held] = {}
         self._number = 0
         self._mending = Mending(self._mend, clock=clock, retry=min(0.5, lease.length / 10))
-        self._released = Lately(self._steady_since, clock=clock, keep=2 * lease.length)
+        self._released = Lately(link.steady_since, clock=clock, keep=2 * lease.length)
 
     async def admit(self, key: str, slot: str, limit: int) -> bool:
         """See `Store.admit`."""
         held = self._held.get(key)
         if held is None:
-            held = self._held[key] = _Held(self._clock.now(), self._steady_since(key))
+            name = self._keys.of("slots", key)
+            held = self._held[key] = _Held(name, self._clock.now(), self._link.steady_since(name))
         held.coming[slot] += 1
         admitted = False
         try:
@@ -79,7 +81,7 @@ class Slots:
             if slot not in held.slots:
                 self._mending.soon((key,))  # whoever is about to take it may fail to
             return
-        self._released.add(key, self._steady_since(key))
+        self._released.add(key, held.name, self._link.steady_since(held.name))
         try:
             await self._run("release", key, self._lease.node, (self._lease.earlier, _bytes(slot)))
         except BaseException:
@@ -95,9 +97,12 @@ class Slots:
     def refresh(self) -> None:
         """To be called now and then: have slots outlive servers, and their own expiry."""
         now, due = self._clock.now(), self._released.suspects()
+        since: dict[bytes, float | None] = {}
         for key, held in self._held.items():
-            since = self._steady_since(key)
-            if now - held.refreshed >= REFRESH or (since is not None and since != held.steady):
+            tag = held.name.partition(b"}")[0]
+            if tag not in since:
+                since[tag] = self._link.steady_since(held.name)
+            if now - held.refreshed >= REFRESH or (since[tag] is not None and since[tag] != held.steady):
                 due.append(key)
         self._mending.soon(due)
 
@@ -143,24 +148,22 @@ class Slots:
 
     async def _mend(self, key: str) -> None:
         """Have in Redis what this process holds of this key, and nothing else."""
-        node, since = await self._lease.standing(), self._steady_since(key)
-        held = self._held.get(key)
+        node, name = await self._lease.standing(), self._keys.of("slots", key)
+        held, since = self._held.get(key), self._link.steady_since(name)
         slots = [] if held is None else list(held.slots)
         coming = [] if held is None else list(held.coming)
         args = (self._lease.earlier, _ms(LIFE), _ms(KNOWN), b"%d" % len(slots))
         await self._run("keep", key, node, (*args, *(_bytes(slot) for slot in (*slots, *coming))))
-        self._released.add(key, since)
         if held is not None:
             held.refreshed, held.steady = self._clock.now(), since
             self._drop(key, held)
+        if key not in self._held:
+            self._released.add(key, name, since)
 
     async def _run(self, name: str, key: str, node: str, args: Sequence[bytes]) -> Any:
         self._number += 1
         slots = self._keys.of("slots", key)
         return await self._link.run(script(name), (slots, slots + b":n"), (node.encode(), b"%d" % self._number, *args))
-
-    def _steady_since(self, key: str) -> float | None:
-        return self._link.steady_since(self._keys.of("slots", key))
 
     @staticmethod
     def _reduce(count: Counter[str], slot: str) -> None:
