@@ -3,7 +3,7 @@
 from binascii import crc32, crc_hqx
 from urllib.parse import quote
 
-__all__ = ["SLOTS", "TAGS", "Keys", "slot_of"]
+__all__ = ["SLOTS", "TAGS", "Keys", "ms", "slot_of"]
 
 SLOTS = 16_384
 """Slots of a Redis Cluster (Redis Cluster specification, "Key distribution model")."""
@@ -34,6 +34,11 @@ def _spread() -> tuple[bytes, ...]:
 
 TAGS = _spread()
 """The hash tags, by partition. They are part of the data's layout: a topic's tag never changes."""
+
+
+def ms(seconds: float) -> bytes:
+    """A duration as scripts take it: whole milliseconds."""
+    return b"%d" % round(seconds * 1000)
 
 
 class Keys:

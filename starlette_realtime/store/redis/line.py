@@ -86,10 +86,6 @@ class Line(ABC):
         self._dropped.set()
         self._hurry.set()
 
-    def hurry(self) -> None:
-        """Don't wait any longer before the next attempt: there is news."""
-        self._hurry.set()
-
     def wake(self) -> None:
         """There is something to write."""
         self._wake.set()

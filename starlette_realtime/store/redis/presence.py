@@ -11,7 +11,7 @@ import msgspec
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
 from starlette_realtime.messages import Entry, Members, PresenceDiff
-from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.keys import Keys, ms
 from starlette_realtime.store.redis.lately import Lately
 from starlette_realtime.store.redis.lease import Lease
 from starlette_realtime.store.redis.link import Link
@@ -51,8 +51,11 @@ def decode_diff(payload: bytes) -> PresenceDiff:
 
 
 def decode_entries(answer: bytes) -> tuple[Entry, ...]:
-    """The JSON of entries, as scripts answer it."""
-    return _entries.decode(answer) if answer != b"[]" else ()
+    """The JSON of entries, as scripts answer it. Raises `StoreError` for what no store of ours has written."""
+    try:
+        return _entries.decode(answer) if answer != b"[]" else ()
+    except (ValueError, msgspec.MsgspecError) as exc:
+        raise StoreError("the store has presence records that no store of ours has written") from exc
 
 
 class Records(NamedTuple):
@@ -267,7 +270,7 @@ class Presence:
                 continue
             number = self._next()
             former = self._lease.earlier if anew else b"*"
-            args = [self._publish, node.encode(), number, self._lease.until, former, _ms(LIFE), _ms(KNOWN)]
+            args = [self._publish, node.encode(), number, self._lease.until, former, ms(LIFE), ms(KNOWN)]
             for entry in entries:
                 args += (entry.connection.encode(), entry.who.encode(), _encode(entry))
             if room.steady is None:
@@ -282,7 +285,7 @@ class Presence:
         await self._settle(room)
         node = await self._lease.standing()
         number = self._next()
-        args = [self._publish, node.encode(), number, self._lease.earlier, _ms(KNOWN), b"0", b"0"]
+        args = [self._publish, node.encode(), number, self._lease.earlier, ms(KNOWN), b"0", b"0"]
         args += (connection.encode() for connection in connections)
         answer, _ = await self._perform(room, node, number, "leave", args)
         return decode_entries(answer)
@@ -300,7 +303,7 @@ class Presence:
     async def _settle(self, room: _Room) -> None:
         """Learn what came of the operation before, or have it never made."""
         if (unsettled := room.unsettled) is not None:
-            answer = await self._link.run(script("settle"), (unsettled.key,), (unsettled.number, _ms(KNOWN)))
+            answer = await self._link.run(script("settle"), (unsettled.key,), (unsettled.number, ms(KNOWN)))
             room.unsettled = None
             entries = decode_entries(answer)
             if unsettled.kind == "enter":
@@ -312,7 +315,7 @@ class Presence:
         """Note that this process has members there, so that a reaper finds them; False: it was declared dead."""
         if room.indexed != node:
             keys = (self._keys.node(node, "rooms"), self._keys.node(node, "x"))
-            args = (room.topic.encode(errors="surrogatepass"), self._next(), _ms(24 * LIFE))
+            args = (room.topic.encode(errors="surrogatepass"), self._next(), ms(24 * LIFE))
             if not await self._link.run(script("index"), keys, args):
                 self._lease.missed(node)
                 return False
@@ -378,7 +381,3 @@ class Presence:
     def _next(self) -> bytes:
         self._number += 1
         return b"%d" % self._number
-
-
-def _ms(seconds: float) -> bytes:
-    return b"%d" % round(seconds * 1000)

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -137,10 +138,11 @@ class Publications:
         bounds = (b"%d" % max(0, limit), b"%d" % max(0, limit_bytes))
         args = (self._new_epoch(), self._forget_joined, *where, *bounds)
         status, epoch, offset, id, *rows = await self._link.run(script("read"), (base + b":m", base + b":s"), args)
-        position = Position(epoch.decode(), int(offset), id.decode())
-        if status != b"ok":
-            return Recovery((), position, complete=False, reason=REASONS.get(status, "lost"))
-        return Recovery(_rows(position.epoch, rows), position, complete=True)
+        with _ours():
+            position = Position(epoch.decode(), int(offset), id.decode())
+            if status != b"ok":
+                return Recovery((), position, complete=False, reason=REASONS.get(status, "lost"))
+            return Recovery(_rows(position.epoch, rows), position, complete=True)
 
     async def page(self, topic: str, before: Position | None, limit: int, limit_bytes: int) -> Page:
         """See `Store.page`."""
@@ -149,7 +151,8 @@ class Publications:
         bounds = (b"%d" % max(0, limit), b"%d" % max(0, limit_bytes))
         args = (self._new_epoch(), self._forget_joined, *where, *bounds)
         more, truncated, epoch, *rows = await self._link.run(script("page"), (base + b":m", base + b":s"), args)
-        return Page(_rows(epoch.decode(), rows), more=bool(more), truncated=bool(truncated))
+        with _ours():
+            return Page(_rows(epoch.decode(), rows), more=bool(more), truncated=bool(truncated))
 
     async def where(self, topics: Sequence[str], keep: float) -> list[tuple[Position, int]]:
         """Position and presence sequence of each topic, which is then known for `keep` seconds more at least."""
@@ -193,6 +196,15 @@ def _encode(position: Position) -> tuple[bytes, bytes, bytes]:
         b"%d" % max(-1, min(position.offset, 2**53)),
         position.id.encode(errors="surrogatepass"),
     )
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """What can't be read was written by somebody else."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise StoreError("the store has publications that no store of ours has written") from exc
 
 
 def _rows(epoch: str, rows: Sequence[Any]) -> tuple[Publication, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
-from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.keys import Keys, ms
 from starlette_realtime.store.redis.lease import Every, Lease
 from starlette_realtime.store.redis.link import Link
 from starlette_realtime.store.redis.presence import KNOWN, PresenceChanged, Records, decode_entries
@@ -99,7 +99,7 @@ class Reaper:
         topics = self._keys.node(node, "rooms")
         keys = (self._keys.node(node, "x"), topics, self._keys.node(node, "alive"))
         while True:
-            found: list[bytes] = await self._link.run(script("bury"), keys, (_ms(KNOWN), b"%d" % TOPICS))
+            found: list[bytes] = await self._link.run(script("bury"), keys, (ms(KNOWN), b"%d" % TOPICS))
             if not found:
                 break
             self._rng.shuffle(found)  # others may be about it, too: not all in the same order
@@ -133,7 +133,7 @@ class Reaper:
             number = b"%d" % self._number
             last = keys.last(self._lease.node, reaper=True)
             self._unsettled[topic] = last, number
-            args = (self._publish, name, number, b"", _ms(KNOWN), b"%d" % STEP, _ms(KNOWN))
+            args = (self._publish, name, number, b"", ms(KNOWN), b"%d" % STEP, ms(KNOWN))
             answer, remaining = await self._link.run(
                 script("leave"), (*keys, keys.owned(node), keys.tombstone(node), last), args
             )
@@ -143,7 +143,7 @@ class Reaper:
     async def _settle(self, topic: str) -> None:
         """Learn what came of a step; if it was not made, it never will be, and somebody makes another one."""
         key, number = self._unsettled[topic]
-        answer = await self._link.run(script("settle"), (key,), (number, _ms(KNOWN)))
+        answer = await self._link.run(script("settle"), (key,), (number, ms(KNOWN)))
         del self._unsettled[topic]
         self._tell(topic, answer)
 
@@ -151,7 +151,3 @@ class Reaper:
         left = decode_entries(answer)
         if left:
             self._changed(topic, (), left)
-
-
-def _ms(seconds: float) -> bytes:
-    return b"%d" % round(seconds * 1000)

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
-from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.keys import Keys, ms
 from starlette_realtime.store.redis.lately import Lately
 from starlette_realtime.store.redis.lease import Lease
 from starlette_realtime.store.redis.link import Link
@@ -129,7 +129,7 @@ class Slots:
         return {"slot_keys": len(self._held), "slots_mending": len(self._mending)}
 
     async def _take(self, key: str, slot: str, limit: int) -> bool:
-        args = (_bytes(slot), b"%d" % max(0, limit), _ms(LIFE))
+        args = (_bytes(slot), b"%d" % max(0, limit), ms(LIFE))
         dead: list[str] = []
         for _ in range(ATTEMPTS):
             node = await self._lease.standing()
@@ -152,7 +152,7 @@ class Slots:
         held, since = self._held.get(key), self._link.steady_since(name)
         slots = [] if held is None else list(held.slots)
         coming = [] if held is None else list(held.coming)
-        args = (self._lease.earlier, _ms(LIFE), _ms(KNOWN), b"%d" % len(slots))
+        args = (self._lease.earlier, ms(LIFE), ms(KNOWN), b"%d" % len(slots))
         await self._run("keep", key, node, (*args, *(_bytes(slot) for slot in (*slots, *coming))))
         if held is not None:
             held.refreshed, held.steady = self._clock.now(), since
@@ -179,7 +179,7 @@ class Slots:
 async def claim(link: Link, keys: Keys, rng: random.Random, key: str, ttl: float) -> bool:
     """See `Store.claim`. Whoever asks again because the answer was lost finds their own mark."""
     name, mark = keys.of("claim", key), b"%024x" % rng.getrandbits(96)
-    life = _ms(max(0.001, ttl))
+    life = ms(max(0.001, ttl))
     found = await link.call(b"SET", name, mark, b"NX", b"GET", b"PX", life, key=name)
     if found is not None and not isinstance(found, bytes):
         raise StoreError("the store answered what it can't have been asked")
@@ -188,7 +188,3 @@ async def claim(link: Link, keys: Keys, rng: random.Random, key: str, ttl: float
 
 def _bytes(name: str) -> bytes:
     return name.encode(errors="surrogatepass")
-
-
-def _ms(seconds: float) -> bytes:
-    return b"%d" % round(seconds * 1000)

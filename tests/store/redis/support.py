@@ -103,6 +103,16 @@ async def stores(servers: Servers, count: int, *, prefix: str = "", **options: A
         yield made
 
 
+@asynccontextmanager
+async def processes(servers: Servers, count: int, **options: Any) -> AsyncIterator[Sequence[FaultyStore]]:
+    """The same, entered."""
+    async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(stores(servers, count, **options))
+        for store in made:
+            await stack.enter_async_context(store)
+        yield made
+
+
 class RedisContract(StoreContract):
     """The contract on real servers: `servers` is set by a fixture."""
 

@@ -4,8 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,27 +17,12 @@ from starlette_realtime.store.redis.lease import Every
 from starlette_realtime.store.redis.mending import Mending
 from starlette_realtime.testing import FakeClock
 from starlette_realtime.testing.contract.presence import entry, names
-from tests.store.redis.support import SHORT, FaultyStore, stores
+from tests.store.redis.support import SHORT, processes, stores
 from tests.support.redis import Server, server
 from tests.support.waiting import until
 
 LEASE, SWEEP = SHORT["lease"], SHORT["sweep"]
 FROZEN = Path(__file__).with_name("frozen.py")
-
-
-@pytest.fixture(scope="module")
-async def running(anyio_backend: str) -> AsyncIterator[Server]:
-    async with server() as found:
-        yield found
-
-
-@asynccontextmanager
-async def processes(servers: Server, count: int, **options: Any) -> AsyncIterator[Sequence[FaultyStore]]:
-    async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(stores(servers, count, **options))
-        for store in made:
-            await stack.enter_async_context(store)
-        yield made
 
 
 @pytest.mark.parametrize("periods", [{"lease": 1.0, "beat": 1.0}, {"lease": 1.0, "beat": 0.0}])

@@ -1,40 +1,23 @@
 """Presence in Redis: what came of a lost answer, of a lost server, and of those who died."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
 from starlette_realtime.errors import StoreError
-from starlette_realtime.messages import Entry, Members, PresenceDiff
+from starlette_realtime.messages import Entry, History, Members, PresenceDiff
 from starlette_realtime.store.redis.presence import decode_diff
 from starlette_realtime.store.redis.scripts import script
 from starlette_realtime.testing.contract.harness import Heard
 from starlette_realtime.testing.contract.presence import entry, fold, names
-from tests.store.redis.support import SHORT, FaultyStore, stores
+from tests.store.redis.support import SHORT, FaultyStore, processes, stores
 from tests.support.redis import Server, server
 from tests.support.waiting import until
 
 LEASE, SWEEP = SHORT["lease"], SHORT["sweep"]
 
 Changes = list[tuple[str, tuple[str, ...], tuple[str, ...]]]
-
-
-@pytest.fixture(scope="module")
-async def running(anyio_backend: str) -> AsyncIterator[Server]:
-    async with server() as found:
-        yield found
-
-
-@asynccontextmanager
-async def processes(servers: Server, count: int, **options: Any) -> AsyncIterator[Sequence[FaultyStore]]:
-    async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(stores(servers, count, **options))
-        for store in made:
-            await stack.enter_async_context(store)
-        yield made
 
 
 def watch(*watched: FaultyStore) -> Changes:
@@ -395,3 +378,18 @@ async def scan(running: Server, store: FaultyStore, part: str) -> AsyncIterator[
             yield key
         if cursor == b"0":
             return
+
+
+async def test_what_somebody_else_has_written_is_a_store_error(running: Server) -> None:
+    async with processes(running, 1) as (store,):
+        await store.enter("poisoned", [entry("a")])
+        await store.publish("poisoned", b"1", history=History())
+        base = store._keys.topic("poisoned")
+        await running.command("HSET", base + b":pe", "a", f"{store.node} 3 u:a{{")
+        with pytest.raises(StoreError, match="no store of ours"):
+            await store.members("poisoned", limit=9)
+        await running.command("HSET", base + b":m", "e", b"\xff")
+        for asking in (store.read("poisoned", since=None, limit=9), store.page("poisoned", before=None, limit=9)):
+            with pytest.raises(StoreError, match="no store of ours"):
+                await asking
+        assert (await store.read("well", since=None, limit=0)).complete

@@ -1,9 +1,6 @@
 """Slots, claims, revocations and inboxes in Redis: what came of lost answers, and what bounds them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -11,26 +8,11 @@ from starlette_realtime.errors import StoreError
 from starlette_realtime.store.inbox import INBOX_BYTES, INBOX_ENTRIES
 from starlette_realtime.store.redis.revocations import Revocations
 from starlette_realtime.store.redis.slots import claim
-from tests.store.redis.support import SHORT, FaultyStore, stores
+from tests.store.redis.support import SHORT, FaultyStore, processes
 from tests.support.redis import Server, server
 from tests.support.waiting import until
 
 LEASE, SWEEP = SHORT["lease"], SHORT["sweep"]
-
-
-@pytest.fixture(scope="module")
-async def running(anyio_backend: str) -> AsyncIterator[Server]:
-    async with server() as found:
-        yield found
-
-
-@asynccontextmanager
-async def processes(servers: Server, count: int, **options: Any) -> AsyncIterator[Sequence[FaultyStore]]:
-    async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(stores(servers, count, **options))
-        for store in made:
-            await stack.enter_async_context(store)
-        yield made
 
 
 async def slots(store: FaultyStore, key: str) -> dict[bytes, bytes]:
