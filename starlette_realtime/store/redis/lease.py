@@ -14,7 +14,7 @@ from starlette_realtime.store.redis.keys import Keys
 from starlette_realtime.store.redis.link import Link
 from starlette_realtime.store.redis.scripts import script
 
-__all__ = ["FORMER", "Every", "Lease"]
+__all__ = ["FORMER", "LONGEST", "Every", "Lease"]
 
 logger = logging.getLogger("starlette_realtime.store")
 
@@ -26,6 +26,9 @@ FORMER = 8
 
 LOOK = 1.0
 """Seconds for which a list of the living is good enough."""
+
+LONGEST = 300.0
+"""Seconds that a lease may take, so that tombstones outlive it."""
 
 GRACE = 300.0
 """
@@ -82,6 +85,7 @@ class Lease:
     clears away what the dead have left; so before it writes, a process awaits `standing()`, which takes a new id where
     that is due. `renewed` is called then, to announce everything anew; `beaten` after every beat, with whether
     something waits in the inbox.
+    An id tells its lease, so that processes with other periods judge it by its own.
     """
 
     def __init__(
@@ -127,10 +131,10 @@ class Lease:
         return " ".join(self.former).encode()
 
     @property
-    def steady(self) -> bool:
-        """Whether the server has been there for one lease: only then does a missing sign of life mean anything."""
+    def steady(self) -> float:
+        """For how many seconds the server has been there: only after a lease's time does silence mean anything."""
         since = self._link.steady_since(self._keys.nodes)
-        return since is not None and self._clock.now() - max(since, self._unbroken) >= self.length
+        return 0.0 if since is None else max(0.0, self._clock.now() - max(since, self._unbroken))
 
     async def start(self) -> None:
         """Take the lease, and keep it; once it was stopped, under another id. Raises `StoreError`."""
@@ -183,11 +187,16 @@ class Lease:
 
     async def nodes(self) -> list[Node]:
         """The processes that hold a lease. Raises `StoreError`."""
-        return [node for node in await self._all() if node.age <= self.length]
+        return [node for node in await self._all() if node.age <= self._length_of(node.id)]
 
     async def overdue(self, *, by: float = 0.0) -> list[str]:
-        """Who has missed their lease by `by` seconds, for `steady` processes to tell. Raises `StoreError`."""
-        return [node.id for node in await self._all() if node.age > self.length + by]
+        """
+        Who has certainly missed their lease by `by` seconds. Raises `StoreError`.
+
+        After a restart of the server, or of this process, silence doesn't mean death before a whole lease has passed.
+        """
+        found, steady = await self._all(), self.steady
+        return [node.id for node in found if self._missed(node, steady) and node.age > self._length_of(node.id) + by]
 
     async def dead(self, nodes: Collection[str]) -> list[str]:
         """
@@ -205,7 +214,7 @@ class Lease:
                     return []
                 found = await self._all()
                 steady = self.steady
-                self._living = frozenset(node.id for node in found if node.age <= self.length or not steady)
+                self._living = frozenset(node.id for node in found if not self._missed(node, steady))
                 self._looked = now
         return [node for node in nodes if node not in self._living]
 
@@ -219,6 +228,16 @@ class Lease:
         now, *rest = await self._link.run(script("nodes"), (self._keys.nodes,), (b"%d" % NODES,))
         pairs = zip(rest[::2], rest[1::2], strict=True)
         return [Node(id.decode(), max(0.0, (int(now) - float(at)) / 1000)) for id, at in pairs]
+
+    def _missed(self, node: Node, steady: float) -> bool:
+        """Whether it has certainly missed its lease, as somebody knows who has seen the server for `steady` seconds."""
+        length = self._length_of(node.id)
+        return node.age > length and steady >= length
+
+    def _length_of(self, node: str) -> float:
+        """The lease of whoever has that id, in seconds."""
+        length = node.rpartition("-")[2]
+        return int(length) / 1000 if length.isdecimal() and len(length) < 7 else self.length
 
     def _lapsed(self) -> bool:
         return self._clock.now() - self._beaten >= self.length
@@ -268,4 +287,4 @@ class Lease:
         return int(await self._link.run(script("beat"), (self._keys.nodes,), args))
 
     def _new_id(self) -> str:
-        return f"{self._rng.getrandbits(96):024x}"
+        return f"{self._rng.getrandbits(96):024x}-{round(self.length * 1000)}"

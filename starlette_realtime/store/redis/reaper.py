@@ -75,12 +75,11 @@ class Reaper:
         await self._lease.standing()  # first of all this process itself: it may have been frozen
         # One server of a cluster may be away: what the others have is cleared away all the same.
         trouble = await self._each(self._settle(topic) for topic in list(self._unsettled))
-        if self._lease.steady:  # after a restart of the server, or of this process, silence doesn't mean death yet
-            for node in await self._lease.overdue(by=0.0 if self._watched() else self._lease.length):
-                if node == self._lease.node:
-                    self._lease.missed(node)
-                else:
-                    trouble = await self._each((self._clear(node),)) or trouble
+        for node in await self._lease.overdue(by=0.0 if self._watched() else self._lease.length):
+            if node == self._lease.node:
+                self._lease.missed(node)
+            else:
+                trouble = await self._each((self._clear(node),)) or trouble
         if trouble is not None:
             raise trouble
 

@@ -17,6 +17,7 @@ from starlette_realtime.store.redis.address import Address, Remap
 from starlette_realtime.store.redis.cluster import Cluster
 from starlette_realtime.store.redis.inspection import inspect, translate
 from starlette_realtime.store.redis.keys import Keys
+from starlette_realtime.store.redis.lease import LONGEST
 from starlette_realtime.store.redis.link import Link, Single
 from starlette_realtime.store.redis.presence import decode_diff
 from starlette_realtime.store.redis.process import Process
@@ -46,10 +47,10 @@ class RedisStore(Store):
 
     Durations are seconds. `timeout`: within which every operation succeeds or raises `StoreError`; until then it is
     repeated after a lost connection, without harm. `lease`: after its last sign of life, a process's presence and slots
-    stand for so long; `beat` and `sweep`: between two signs, and between two looks for dead processes. `dedupe`: how
-    long an idempotency key is known, at least. `forget`: until a topic's position is forgotten, from its last
-    publication, at least ten times its history's ttl; `forget_joined`: where it was only read. `revocation_life`: the
-    longest life of a token. `probe`: silence after which the link has to prove that it is alive. `history_bytes`:
+    stand for so long, 300 s at most; `beat` and `sweep`: between two signs, and between two looks for dead processes.
+    `dedupe`: how long an idempotency key is known, at least. `forget`: until a topic's position is forgotten, from its
+    last publication, at least ten times its history's ttl; `forget_joined`: where it was only read. `revocation_life`:
+    the longest life of a token. `probe`: silence after which the link has to prove that it is alive. `history_bytes`:
     data that the history of one topic holds. `remap`: from the address that a sentinel or a cluster's node tells to
     the one to connect to, for tunnels and containers. The rest is `Store`'s.
 
@@ -79,6 +80,8 @@ class RedisStore(Store):
     ) -> None:
         if not 0 < beat < lease:
             raise ConfigurationError("a lease must be longer than the beat that renews it: set lease > beat > 0")
+        if lease > LONGEST:
+            raise ConfigurationError(f"a lease is of {LONGEST:g} seconds at most, so that the dead are found")
         if not timeout > 0:
             raise ConfigurationError("timeout is in seconds and positive")
         if not prefix:

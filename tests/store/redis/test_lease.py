@@ -32,6 +32,29 @@ async def test_a_lease_that_no_beat_could_renew_is_refused(running: Server, peri
             pass
 
 
+async def test_a_lease_that_would_outlive_the_tombstones_is_refused(running: Server) -> None:
+    with pytest.raises(ConfigurationError, match="300 seconds at most"):
+        async with stores(running, 1, lease=301.0):
+            pass
+
+
+async def test_a_process_is_judged_by_its_own_lease_and_not_by_that_of_another(running: Server) -> None:
+    async with AsyncExitStack() as stack:
+        prefix = uuid4().hex
+        (hasty,) = await stack.enter_async_context(processes(running, 1, prefix=prefix, lease=0.6, beat=0.2))
+        (calm,) = await stack.enter_async_context(processes(running, 1, prefix=prefix, lease=8.0, beat=3.0))
+        told = list[str]()
+        hasty.on_presence(lambda topic, joined, left: told.extend(entry.connection for entry in left))
+        await calm.enter("t", [entry("a")])
+        ages = list[float]()
+        while max(ages, default=0.0) < 0.6 + 4 * SWEEP:  # silent for longer than the other one's lease, and looked at
+            ages.extend(node.age for node in await hasty.nodes() if node.id == calm.node)
+            assert await hasty._process.lease.dead([calm.node]) == []
+            await asyncio.sleep(0.05)
+        assert told == []
+        assert names((await hasty.members("t", limit=9)).entries) == ("a",)
+
+
 async def test_a_beat_that_the_server_refuses_makes_another_process_of_it(running: Server) -> None:
     async with processes(running, 2) as (one, two):
         node, told = one.node, list[str]()
