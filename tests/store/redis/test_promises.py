@@ -85,7 +85,9 @@ async def test_a_process_in_which_nobody_hears_of_leaves_lets_others_tell_them()
         for topic in topics:
             await dead.enter(topic, [Entry(f"c-{topic}", "u:a")])
         app.on_presence(lambda topic, joined, gone: left.extend(entry.connection for entry in gone))
-        await until(lambda: all(each._process.lease.steady >= SHORT["lease"] for each in (app, worker, script)), within=10.0)
+        await until(
+            lambda: all(each._process.lease.steady >= SHORT["lease"] for each in (app, worker, script)), within=10.0
+        )
         dead.cut()
         await until(lambda: len(left) == len(topics), within=10.0)
         assert sorted(left) == [f"c-{topic}" for topic in topics]
