@@ -11,7 +11,7 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 
 LAYERS = (
     ("types", "errors"),
-    ("clock", "messages", "patterns", "asgi", "workers", "counters", "scripts"),
+    ("clock", "messages", "patterns", "asgi", "workers", "counters", "scripts", "tasks"),
     ("replay", "protocols", "tokens", "webtokens", "server"),
     ("store",),
     ("auth", "ratelimit", "presence", "connection", "payloads"),

@@ -12,6 +12,7 @@ from starlette_realtime.fanout.topic import Topic
 from starlette_realtime.messages import Body, ServerEvent
 from starlette_realtime.presence import Change, Roster
 from starlette_realtime.store import Store
+from starlette_realtime.tasks import Tasks
 
 __all__ = ["Fanout"]
 
@@ -58,7 +59,7 @@ class Fanout:
         self._interval = presence_interval
         self._counters = counters if counters is not None else Counters()
         self._readings: dict[Topic, _Reading] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("the fan-out failed", logger=logger, expected=(StoreError,))
 
     async def attach(self, name: str, present: Callable[[Topic, Change], ServerEvent] | None = None) -> Topic:
         """
@@ -71,7 +72,7 @@ class Fanout:
             topic = self.topics[name] = Topic(name, self._control, self._counters)
         topic.references += 1
         if topic._started is None:
-            topic._started = self._spawn(self._start(topic, present))
+            topic._started = self._tasks.start(self._start(topic, present))
         try:
             await asyncio.shield(topic._started)
         except BaseException as exc:
@@ -114,7 +115,7 @@ class Fanout:
             reading = self._readings.get(topic)
             if reading is None:
                 reading = self._readings[topic] = _Reading()
-                reading.task = self._spawn(self._snapshot(topic, reading))
+                reading.task = self._tasks.start(self._snapshot(topic, reading))
             ours = not reading.begun  # or it may be from before the question
             assert reading.task is not None
             await asyncio.wait((reading.task,))
@@ -135,13 +136,11 @@ class Fanout:
 
     async def close(self) -> None:
         """Wait until nothing is under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.ended()
 
     def cancel(self) -> None:
         """Give up what is under way."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
 
     def __iter__(self) -> Iterator[Topic]:
         return iter(tuple(self.topics.values()))
@@ -154,7 +153,7 @@ class Fanout:
             del self.topics[topic.name]
         if topic.roster is not None:
             topic.roster.close()
-        self._spawn(self._stop(topic))
+        self._tasks.start(self._stop(topic))
 
     async def _stop(self, topic: Topic) -> None:
         if topic._started is not None:
@@ -188,7 +187,7 @@ class Fanout:
         roster = topic.roster
         if roster is not None and topic.references:
             roster.restart()
-            self._spawn(self._load(topic, roster))
+            self._tasks.start(self._load(topic, roster))
 
     async def _load(self, topic: Topic, roster: Roster) -> None:
         delay = 0.05
@@ -199,14 +198,3 @@ class Fanout:
                 await self._clock.sleep(delay)
                 delay = min(delay * 2, 5.0)
                 roster.forget()  # the next snapshot has it, or it is a past's that the store was wound back behind
-
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, StoreError):
-            logger.error("the fan-out failed", exc_info=error)

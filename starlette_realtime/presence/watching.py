@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import StoreError
@@ -14,6 +14,7 @@ from starlette_realtime.presence.changes import Diff, Snapshot, StoreAway, Store
 from starlette_realtime.presence.roster import Change, Roster
 from starlette_realtime.presence.users import UserPresence, by_user, view
 from starlette_realtime.store import Store
+from starlette_realtime.tasks import Tasks
 
 __all__ = ["ALL", "BACKLOG", "SAMPLE", "Watch", "Watching"]
 
@@ -201,7 +202,7 @@ class Watching:
         self._interval = interval
         self._shown = shown
         self._followed: dict[str, _Following] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("following presence failed", logger=logger, expected=(StoreError,))
 
     @property
     def gauges(self) -> Mapping[str, int]:
@@ -219,7 +220,7 @@ class Watching:
         if following is None:
             following = _Following(self, name, clock=self._clock, interval=self._interval, shown=self._shown)
             self._followed[name] = following
-            following.started = self._spawn(self._start(following))
+            following.started = self._tasks.start(self._start(following))
         following.watches[watch] = None
         assert following.started is not None
         try:
@@ -240,20 +241,19 @@ class Watching:
         following.roster.close()
         if following.loader is not None:
             following.loader.cancel()
-        self._spawn(self._stop(following))
+        self._tasks.start(self._stop(following))
 
     def reload(self, following: _Following) -> None:
         """Have a snapshot mend what was missed."""
         if following.loader is None and following.watches:
-            following.loader = self._spawn(self._load(following))
+            following.loader = self._tasks.start(self._load(following))
 
     async def close(self) -> None:
         """End all watches."""
         for following in tuple(self._followed.values()):
             for watch in tuple(following.watches):
                 watch.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.ended()
 
     async def _start(self, following: _Following) -> None:
         try:
@@ -287,14 +287,3 @@ class Watching:
     def _forget(self, following: _Following) -> None:
         if self._followed.get(following.name) is following:
             del self._followed[following.name]
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, StoreError):
-            logger.error("following presence failed", exc_info=error)

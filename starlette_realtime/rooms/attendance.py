@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -20,6 +19,7 @@ from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.rooms.member import Member, Membership
 from starlette_realtime.rooms.publishing import Publishing
 from starlette_realtime.store import Store
+from starlette_realtime.tasks import Tasks
 
 __all__ = ["Attendance"]
 
@@ -66,7 +66,8 @@ class Attendance:
         self._present: dict[tuple[str, str], Membership] = {}
         self._lingering: dict[tuple[str, str], _Linger] = {}
         self._telling: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks = Tasks("leaving a room failed", logger=logger)
+        """What is owed, whoever asked for it may be gone."""
 
     @property
     def gauges(self) -> Mapping[str, int]:
@@ -75,7 +76,7 @@ class Attendance:
             "present": len(self._present),
             "lingering": len(self._lingering),
             "telling": len(self._telling),
-            "tasks": len(self._tasks),
+            "tasks": len(self.tasks),
         }
 
     # --- coming and going -------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Attendance:
 
     def undo(self, membership: Membership, *, arrived: bool) -> None:
         """Take back an `enter`, one that failed, too."""
-        self.spawn(self._undo(membership, arrived))
+        self.tasks.start(self._undo(membership, arrived))
 
     async def _undo(self, membership: Membership, arrived: bool) -> None:
         if arrived:  # others have seen it come: so it comes and goes for the handlers, too
@@ -105,7 +106,7 @@ class Attendance:
 
     async def leave(self, membership: Membership) -> None:
         """Leave presence at once; a caller that is cancelled doesn't keep it from happening."""
-        departing = self.spawn(self._depart(membership))
+        departing = self.tasks.start(self._depart(membership))
         if _TELLING.get() != (membership.name, membership.entry.who):  # `on_join` would wait for its own end
             await asyncio.shield(departing)
 
@@ -115,17 +116,17 @@ class Attendance:
         # Whose session goes on elsewhere is about to join there: a link that was taken over counts as a broken one.
         linger = membership.room.linger if connection.replaced or not connection.clean else 0.0
         if not linger:
-            self.spawn(self._depart(membership))
+            self.tasks.start(self._depart(membership))
             return
         key = (membership.name, connection.session)
         before = self._lingering.pop(key, None)
         if before is not None:
             before.timer.cancel()
-            self.spawn(self._depart(before.membership))
+            self.tasks.start(self._depart(before.membership))
         self._lingering[key] = _Linger(membership, self._clock.call_later(linger, self._lingered, key))
 
     def _lingered(self, key: tuple[str, str]) -> None:
-        self.spawn(self._depart(self._lingering.pop(key).membership))
+        self.tasks.start(self._depart(self._lingering.pop(key).membership))
 
     async def _depart(self, membership: Membership) -> None:
         key = (membership.name, membership.entry.connection)
@@ -148,7 +149,7 @@ class Attendance:
         """
         key = (membership.name, membership.entry.who)
         handlers = membership.room.arrivals if joined else membership.room.departures
-        task = self.spawn(self._tell(self._telling.get(key), handlers, membership))
+        task = self.tasks.start(self._tell(self._telling.get(key), handlers, membership))
         self._telling[key] = task
 
         def told(_: "asyncio.Task[None]") -> None:
@@ -205,7 +206,7 @@ class Attendance:
         finally:
             if membership.connection.rooms.get(membership.name) is not membership and not self._stays(membership):
                 # It left meanwhile, and the store may have taken the two in the other order.
-                self.spawn(self._depart(membership))
+                self.tasks.start(self._depart(membership))
 
     def _stays(self, membership: Membership) -> bool:
         linger = self._lingering.get((membership.name, membership.connection.session))
@@ -260,32 +261,18 @@ class Attendance:
         member = Member(self._publishing, membership)
         return Call({Member: member, Connection: membership.connection}, membership.params)
 
-    # --- tasks ------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """Let nobody linger, and wait until nothing is owed."""
         for key, linger in list(self._lingering.items()):
             linger.timer.cancel()
             self._lingered(key)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.tasks.ended()
 
     def cancel(self) -> None:
         """Give up what is owed still."""
-        for task in self._tasks:
-            task.cancel()
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Do what is owed, whoever asked for it may be gone."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("leaving a room failed", exc_info=error)
+        self.tasks.cancel()
 
 
 def _info(entry: Entry) -> MemberInfo:

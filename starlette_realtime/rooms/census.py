@@ -16,6 +16,7 @@ from starlette_realtime.connection import Connection
 from starlette_realtime.errors import StoreError, Unavailable
 from starlette_realtime.messages import ConnectionInfo, Connections, Counts, Delivery, Entry, ProcessCounts, Publication
 from starlette_realtime.store import PROCESSES, Store
+from starlette_realtime.tasks import Tasks
 
 __all__ = ["Census"]
 
@@ -114,7 +115,7 @@ class Census:
         self._since = 0
         self._announced = ""
         self._asking: dict[str, _Gathering] = {}
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering = Tasks("a question about connections was not answered", logger=logger)
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -197,9 +198,7 @@ class Census:
         if len(self._answering) >= OPEN:
             logger.warning("over %d questions about connections at once: one is not answered", OPEN)
             return
-        task = asyncio.get_running_loop().create_task(self._reply(question))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._answering.start(self._reply(question))
 
     async def _reply(self, question: _Question) -> None:
         try:
@@ -252,10 +251,8 @@ class Census:
         if self._connections is None:
             return
         await self._store.unsubscribe(PROCESSES, self._deliver)
-        for task in tuple(self._answering):
-            task.cancel()
-        if self._answering:
-            await asyncio.wait(self._answering)
+        self._answering.cancel()
+        await self._answering.ended()
         with suppress(StoreError):  # then it leaves with its lease
             await self._store.leave(PROCESSES, (self._id,))
 

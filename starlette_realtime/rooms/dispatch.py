@@ -1,6 +1,5 @@
 """Dispatch: a client's commands to the handlers that the application declared."""
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +57,7 @@ from starlette_realtime.rooms.limits import CommandLimits, RoomsOptions
 from starlette_realtime.rooms.member import Member, Membership, RoomView
 from starlette_realtime.rooms.publishing import DISCONNECT, KICK, Disconnect, Kick, Publishing
 from starlette_realtime.store import Store
+from starlette_realtime.tasks import Tasks
 from starlette_realtime.tokens import Sessions
 
 __all__ = ["Rooms", "RoomsOptions"]
@@ -121,7 +121,7 @@ class Rooms:
             limiter=limiter,
             on_connect=self.on_connect,
         )
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings = Tasks("clearing away a connection failed", logger=logger)
 
     # --- what a transport calls -------------------------------------------------------------------------------------
 
@@ -179,9 +179,7 @@ class Rooms:
         """A connection has ended; what its handlers still do is bounded in time."""
         self.joining.closed(connection)
         self.admission.closed(connection)
-        task = asyncio.get_running_loop().create_task(self._end(connection))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        self._endings.start(self._end(connection))
 
     # --- what a connection asks -------------------------------------------------------------------------------------
 
@@ -238,8 +236,7 @@ class Rooms:
         """Wait at most `timeout` seconds until every ended connection has been cleared away."""
         try:
             async with self._clock.timeout(timeout):
-                while self._endings:
-                    await asyncio.wait(self._endings)
+                await self._endings.ended()
                 await self.attendance.close()
                 await self.fanout.close()
         except TimeoutError:

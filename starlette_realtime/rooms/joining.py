@@ -354,7 +354,7 @@ class Joining:
         connection.push(Left(name, code))
         self._fanout.detach(membership.topic)
         if membership.room.tracked:
-            self._attendance.spawn(self._removed(membership))
+            self._attendance.tasks.start(self._removed(membership))
 
     async def _removed(self, membership: Membership) -> None:
         async with self._alone(membership.connection, membership.name):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from starlette.requests import HTTPConnection
 
-from starlette_realtime.asgi import deny, header_values, milliseconds, outcome, scope_user
+from starlette_realtime.asgi import deny, header_values, milliseconds, scope_user
 from starlette_realtime.auth import AuthGuard
-from starlette_realtime.auth.refusals import challenge, why
+from starlette_realtime.auth.refusals import denial, why
 from starlette_realtime.auth.tickets import hide_tickets
 from starlette_realtime.clock import Clock
 from starlette_realtime.connection import Connection, ConnectionOptions
@@ -183,19 +183,8 @@ class Endpoint:
             await self._refuse(scope, receive, send, status=503, code=1013, retry_after=5.0)
             return None
         except Refused as exc:
-            status, code = outcome(exc)
             logger.info("a handshake was refused: %s", why(exc))
-            await self._refuse(
-                scope,
-                receive,
-                send,
-                status=status,
-                code=code,
-                reason=exc.code,
-                message=exc.message,
-                retry_after=exc.retry_after,
-                headers=challenge(exc, presented=True) if status == 401 else [],
-            )
+            await self._refuse(scope, receive, send, **denial(exc, presented=True))
             return None
         if self.draining:
             await self._refuse(scope, receive, send, status=503, code=1012, retry_after=5.0)

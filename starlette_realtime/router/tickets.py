@@ -5,9 +5,9 @@ import logging
 import msgspec
 from starlette.requests import HTTPConnection
 
-from starlette_realtime.asgi import deny, header_values, outcome, scope_user
+from starlette_realtime.asgi import deny, header_values, scope_user
 from starlette_realtime.auth import AuthGuard
-from starlette_realtime.auth.refusals import challenge, why
+from starlette_realtime.auth.refusals import denial, why
 from starlette_realtime.clock import Clock
 from starlette_realtime.errors import Refused, Unauthenticated, Unavailable
 from starlette_realtime.ratelimit import RateLimiter, Subject
@@ -70,19 +70,10 @@ class Tickets:
             await deny(scope, receive, send, status=500, code=1013, reason="internal", headers=headers)
             return
         except Refused as exc:
-            status, code = outcome(exc)
             logger.info("a ticket was refused: %s", why(exc))
-            await deny(
-                scope,
-                receive,
-                send,
-                status=status,
-                code=code,
-                reason=exc.code,
-                message=exc.message,
-                retry_after=exc.retry_after,
-                headers=headers + (challenge(exc, presented=exc.message != ABSENT) if status == 401 else []),
-            )
+            how = denial(exc, presented=exc.message != ABSENT)
+            how["headers"] = headers + how["headers"]
+            await deny(scope, receive, send, **how)
             return
         body = msgspec.json.encode({"ticket": ticket, "expires_in": lasts})
         start = [
