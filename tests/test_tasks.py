@@ -59,4 +59,5 @@ async def test_a_failure_is_logged_unless_it_is_expected(tasks: Tasks, caplog: p
     await asyncio.sleep(0)
     (record,) = caplog.records
     assert record.getMessage() == "the work failed"
-    assert record.exc_info is not None and str(record.exc_info[1]) == "wrong"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "wrong"
