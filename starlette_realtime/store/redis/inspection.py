@@ -54,6 +54,13 @@ def translate(exc: StoreError, address: Address) -> ConfigurationError | None:
     cause = exc.__cause__
     while isinstance(cause, StoreError):
         cause = cause.__cause__
+    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        return ConfigurationError(
+            f"{address} has a certificate that is not vouched for ({cause or exc}): name whom to trust, "
+            "rediss://host?ssl_ca_certs=/path/ca.pem"
+        )
+    if isinstance(cause, NoPermissionError):
+        return ConfigurationError(f"{address} refuses what the store needs ({cause}): see Deploying, in the docs")
     if isinstance(cause, AuthenticationError | AuthorizationError):
         return ConfigurationError(f"{address} refuses these credentials ({cause}): redis://user:password@host")
     if "cluster support disabled" in str(exc):

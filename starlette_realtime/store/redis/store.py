@@ -31,6 +31,9 @@ __all__ = ["RedisStore"]
 
 logger = logging.getLogger("starlette_realtime.store")
 
+PAUSE = 0.1
+"""Seconds between two attempts to start."""
+
 NOT_ENTERED = (
     "the RedisStore is not running: pass lifespan=realtime.lifespan to the application, or use `async with store:`"
 )
@@ -46,13 +49,14 @@ class RedisStore(Store):
     and channels, with the number of the database where that isn't 0: several applications may share a server.
 
     Durations are seconds. `timeout`: within which every operation succeeds or raises `StoreError`; until then it is
-    repeated after a lost connection, without harm. `lease`: after its last sign of life, a process's presence and slots
-    stand for so long, 300 s at most; `beat` and `sweep`: between two signs, and between two looks for dead processes.
-    `dedupe`: how long an idempotency key is known, at least. `forget`: until a topic's position is forgotten, from its
-    last publication, at least ten times its history's ttl; `forget_joined`: where it was only read. `revocation_life`:
-    the longest life of a token. `probe`: silence after which the link has to prove that it is alive. `history_bytes`:
-    data that the history of one topic holds. `remap`: from the address that a sentinel or a cluster's node tells to
-    the one to connect to, for tunnels and containers. The rest is `Store`'s.
+    repeated after a lost connection, without harm. `start_timeout`: for how long the start is tried again while the
+    servers are not there yet, or slow; 0: it is tried once. `lease`: after its last sign of life, a process's presence
+    and slots stand for so long, 300 s at most; `beat` and `sweep`: between two signs, and between two looks for dead
+    processes. `dedupe`: how long an idempotency key is known, at least. `forget`: until a topic's position is
+    forgotten, from its last publication, at least ten times its history's ttl; `forget_joined`: where it was only read.
+    `revocation_life`: the longest life of a token. `probe`: silence after which the link has to prove that it is alive.
+    `history_bytes`: data that the history of one topic holds. `remap`: from the address that a sentinel or a cluster's
+    node tells to the one to connect to, for tunnels and containers. The rest is `Store`'s.
 
     It has to be entered: `Realtime`'s lifespan does that. One object serves one event loop.
     """
@@ -63,6 +67,7 @@ class RedisStore(Store):
         *,
         prefix: str = "rt",
         timeout: float = 1.5,
+        start_timeout: float = 5.0,
         lease: float = 15.0,
         beat: float = 5.0,
         sweep: float = 3.0,
@@ -136,6 +141,7 @@ class RedisStore(Store):
         self._revocations = Revocations(self._link, self._keys, life=revocation_life)
         self._wake = b""  # the channel on which this process hears that something waits for it
         self._waking: set[asyncio.Task[None]] = set()
+        self._start_timeout = start_timeout
         self._open = False
 
     @property
@@ -278,16 +284,27 @@ class RedisStore(Store):
             raise ConfigurationError(NOT_ENTERED)
 
     async def _start(self) -> None:
+        until = self.clock.now() + self._start_timeout
+        while not self._open:
+            try:
+                await self._begin()
+            except StoreError as exc:
+                if (wrong := translate(exc, self.address)) is not None:
+                    raise wrong from exc
+                if self.clock.now() >= until:
+                    raise
+                logger.debug("the store can't be used yet, and is tried again: %s", exc)
+                await self.clock.sleep(PAUSE)
+
+    async def _begin(self) -> None:
         try:
             await self._link.start()
             await inspect(self._link, self._keys.nodes)
             await self._process.start()
             if self._waking:
                 await asyncio.wait(tuple(self._waking))
-        except BaseException as exc:
+        except BaseException:
             await self._end(self._process.abandon)
-            if isinstance(exc, StoreError) and (wrong := translate(exc, self.address)) is not None:
-                raise wrong from exc
             raise
         self._open = True
 

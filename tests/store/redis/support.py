@@ -19,6 +19,7 @@ Servers: TypeAlias = Server | Sentinels | Cluster
 
 SHORT: dict[str, Any] = {
     "timeout": 1.0,
+    "start_timeout": 10.0,
     "lease": 2.0,
     "beat": 0.4,
     "sweep": 0.3,
