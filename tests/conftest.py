@@ -1,13 +1,14 @@
 """What all tests share: the event loop's kind, hypothesis profiles, and the browser."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import settings
 from playwright.async_api import Browser, Page
 
 from tests.support.browser import Pages, chromium
+from tests.support.ports import reserved_port
 
 # No deadline: a busy machine is not a bug. Where nobody searches for luck, a failure must be the change's doing.
 settings.register_profile("local", deadline=None, print_blob=True)
@@ -40,3 +41,10 @@ async def pages(browser: Browser) -> AsyncIterator[Pages]:
 async def page(pages: Pages) -> Page:
     """One empty page."""
     return await pages.new()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port for a server that is to be started there twice."""
+    with reserved_port() as found:
+        yield found

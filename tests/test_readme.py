@@ -1,14 +1,13 @@
 """The README's chat, as it stands there, in two pages."""
 
 import shlex
-import socket
 from pathlib import Path
 
 from playwright.async_api import Page, expect
 
 from tests.support.browser import Pages
 from tests.support.pages import blocks, write
-from tests.support.server import HOST, serve_process
+from tests.support.server import serve_process
 
 
 def options() -> list[str]:
@@ -58,11 +57,8 @@ async def test_the_chat_of_the_readme_works_in_two_pages(tmp_path: Path, pages: 
         await pages.close()
 
 
-async def test_the_chat_loads_anew_what_a_restarted_server_has(tmp_path: Path, pages: Pages) -> None:
+async def test_the_chat_loads_anew_what_a_restarted_server_has(tmp_path: Path, pages: Pages, port: int) -> None:
     write("README.md", tmp_path)
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port = int(listener.getsockname()[1])
     async with serve_process("app:app", *options(), cwd=tmp_path, port=port) as server:
         ann = await open_page(pages, f"{server.url}/?name=ann")
         await expect(ann.locator("#members")).to_have_text("ann")

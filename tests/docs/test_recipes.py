@@ -3,7 +3,6 @@
 import asyncio
 import importlib.util
 import re
-import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,13 +34,6 @@ async def recipe(name: str, folder: Path, *, port: int = 0) -> AsyncIterator[Run
     async with serve_process("app:app", cwd=folder, port=port) as server:
         yield server
     assert not COMPLAINT.search("".join(server.output)), "".join(server.output)
-
-
-def free_port() -> int:
-    """A port for a server that is to be started there twice."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return int(listener.getsockname()[1])
 
 
 async def visit(pages: Pages, port: int, name: str, fragment: str = "") -> Page:
@@ -131,8 +123,7 @@ async def test_a_chat_pages_back_and_loses_nothing_to_a_broken_link(tmp_path: Pa
         await pages.close()
 
 
-async def test_a_restarted_chat_is_loaded_from_its_database(tmp_path: Path, pages: Pages) -> None:
-    port = free_port()
+async def test_a_restarted_chat_is_loaded_from_its_database(tmp_path: Path, pages: Pages, port: int) -> None:
     async with recipe("chat", tmp_path, port=port) as server:
         ann, bob = await visit(pages, port, "ann"), await visit(pages, port, "bob")
         await expect(bob.locator("#state")).to_contain_text("online")
@@ -180,8 +171,7 @@ async def test_a_chat_is_closed_to_who_is_not_in_it(tmp_path: Path, pages: Pages
 # --- notifications --------------------------------------------------------------------------------------------------
 
 
-async def test_all_pages_of_a_user_count_alike(tmp_path: Path, pages: Pages) -> None:
-    port = free_port()
+async def test_all_pages_of_a_user_count_alike(tmp_path: Path, pages: Pages, port: int) -> None:
     async with recipe("notifications", tmp_path, port=port) as server, Proxy(HOST, port) as proxy:
         dan = await visit(pages, port, "dan")
         await expect(dan.locator("#state")).to_contain_text("no token: 403")

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from playwright.async_api import ConsoleMessage, Page, expect
 
 from tests.e2e.people import WITHIN
+from tests.support.ports import reserved_ports
 from tests.support.server import HOST, ROOT
 
 PATIENCE = WITHIN * 1000  # ms, the unit of `expect`
@@ -111,24 +111,16 @@ class Several:
         return [int(pid) for pid in printed.split()]
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that follow each other and that nobody has."""
-    while True:
-        with ExitStack() as stack, socket.socket() as first:
-            first.bind((HOST, 0))
-            start = first.getsockname()[1]
-            try:
-                for port in range(start + 1, start + count):
-                    stack.enter_context(socket.socket()).bind((HOST, port))
-            except (OSError, OverflowError):
-                continue
-            return list(range(start, start + count))
-
-
 @asynccontextmanager
 async def several(ports: Sequence[int] = ()) -> AsyncIterator[Several]:
     """Start the demo on several processes, two of them unless told, and end it as Ctrl+C does."""
-    ports = ports or free_ports(2)
+    with ExitStack() as stack:
+        async with _several(ports or stack.enter_context(reserved_ports(2))) as demo:
+            yield demo
+
+
+@asynccontextmanager
+async def _several(ports: Sequence[int]) -> AsyncIterator[Several]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "demo", "--port", str(ports[0]), "--workers", str(len(ports))),
         cwd=ROOT,

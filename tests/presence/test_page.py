@@ -1,22 +1,18 @@
 """The page of PresenceTracker's application, in a browser."""
 
-import socket
 from pathlib import Path
 
 from playwright.async_api import expect
 
 from tests.support.browser import Pages
 from tests.support.pages import write
-from tests.support.server import HOST, serve_process
+from tests.support.server import serve_process
 
 BACK = 20_000.0  # ms that a page may take to come back
 
 
-async def test_an_editor_comes_back_to_a_server_that_was_restarted(tmp_path: Path, pages: Pages) -> None:
+async def test_an_editor_comes_back_to_a_server_that_was_restarted(tmp_path: Path, pages: Pages, port: int) -> None:
     write("presence-tracker.md", tmp_path)
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port = int(listener.getsockname()[1])
     options = ("--timeout-graceful-shutdown", "1")  # open event streams would hold it up
     page = await pages.new()
     async with serve_process("app:app", *options, cwd=tmp_path, port=port) as server:

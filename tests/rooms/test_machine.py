@@ -623,7 +623,7 @@ def _members_go_on_hearing(patch: pytest.MonkeyPatch) -> None:
             membership.topic.remove(connection)
             self._fanout.detach(membership.topic)
 
-        self._attendance.spawn(later())
+        self._attendance.tasks.start(later())
 
     patch.setattr(Joining, "leave", leave)
 

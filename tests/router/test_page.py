@@ -1,6 +1,5 @@
 """The application of RoomRouter's page: signing in, notes, and a restart that makes every cookie a stranger's."""
 
-import socket
 from pathlib import Path
 
 import httpx2
@@ -9,7 +8,7 @@ from playwright.async_api import expect
 
 from tests.support.browser import Pages
 from tests.support.pages import write
-from tests.support.server import HOST, serve_process
+from tests.support.server import serve_process
 
 BACK = 20_000.0  # ms that a page may take to come back
 
@@ -30,13 +29,10 @@ async def test_who_says_no_name_is_told_so(tmp_path: Path, pages: Pages) -> None
 
 
 async def test_after_a_restart_one_signs_in_again(
-    tmp_path: Path, pages: Pages, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pages: Pages, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SECRET", raising=False)
     write("room-router.md", tmp_path)
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port = int(listener.getsockname()[1])
     ann = await pages.new()
     async with serve_process("app:app", cwd=tmp_path, port=port) as server:
         bob = await pages.new()

@@ -70,7 +70,7 @@ async def test_subscriptions_cut_every_200_ms_under_load_lose_nothing(single: Se
 
 async def test_whatever_is_cut_an_acknowledged_publication_comes_once(single: Server) -> None:
     chance = random.Random(4)
-    async with running(single, 2, dedupe=60.0) as (one, two), readers("t", one, two, two) as heard:
+    async with running(single, 2) as (one, two), readers("t", one, two, two) as heard:
         async with publishing(one, "t") as sent:
             for _ in range(40):
                 await asyncio.sleep(chance.uniform(0.02, 0.15))
@@ -101,7 +101,7 @@ async def test_whatever_is_cut_an_acknowledged_publication_comes_once(single: Se
 
 
 async def test_what_was_refused_comes_at_most_once(single: Server) -> None:
-    async with running(single, 2, timeout=0.3, dedupe=60.0) as (one, two), readers("t", one, two) as heard:
+    async with running(single, 2, timeout=0.3) as (one, two), readers("t", one, two) as heard:
         async with publishing(one, "t", repeat=False) as sent:
             for turn in range(4):
                 for proxy in one.proxies.values():  # done, but nobody learns of it
@@ -153,7 +153,7 @@ async def test_a_volatile_publication_is_not_sent_twice(single: Server) -> None:
 
 
 async def test_after_an_outage_a_connection_is_kept_whatever_has_waited_for_it(single: Server) -> None:
-    async with running(single, 1, dedupe=60.0) as (store,), readers("t", store) as heard:
+    async with running(single, 1) as (store,), readers("t", store) as heard:
         async with publishing(store, "t") as sent:
             await more(sent, 100)
             store.cut()

@@ -17,9 +17,9 @@ from starlette_realtime.store.redis import RedisStore
 from tests.store.redis.load import WIDE, readers
 from tests.store.redis.support import SHORT
 from tests.support.certificate import certificate
+from tests.support.ports import reserved_port
 from tests.support.proxy import Proxy
 from tests.support.redis import Cluster, Sentinels, Server, cluster, sentinels, server
-from tests.support.redis.single import reserved_port
 from tests.support.waiting import until
 
 SECRET = "s3cr:t/@ word"

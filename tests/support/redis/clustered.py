@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import combinations
 from typing import Any
 
+from tests.support.ports import HOST, reserved_port
 from tests.support.redis.binaries import Binary
-from tests.support.redis.single import HOST, Server, eventually, reserved_port, server
+from tests.support.redis.single import Server, eventually, server
 
 SLOTS = 16384
 BATCH = 100  # keys moved at once

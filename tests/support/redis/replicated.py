@@ -5,8 +5,9 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from tests.support.ports import HOST, reserved_port
 from tests.support.redis.binaries import Binary
-from tests.support.redis.single import HOST, Server, eventually, reserved_port, server
+from tests.support.redis.single import Server, eventually, server
 
 SENTINELS = 3
 QUORUM = 2

@@ -4,26 +4,21 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from random import SystemRandom
 from typing import Any
 from urllib.parse import quote
 
 from redis.asyncio.connection import Connection
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
+from tests.support.ports import HOST, reserved_port
 from tests.support.redis.binaries import BINARIES, Binary
 
-HOST = "127.0.0.1"
-# Below what systems give to outgoing connections: nobody else takes the port of a server that is away, and a client
-# that tries it again and again cannot connect to itself.
-PORTS = range(11_000, 31_000)
 STARTING = 15.0  # seconds that a server may take until it answers
 STOPPING = 10.0  # seconds that it may take to end when asked
 SETTLING = 20.0  # seconds that several servers may take to agree
@@ -32,8 +27,6 @@ POLL = 0.01  # seconds between two looks
 
 # Waits for a line or for the end of its input, which comes however the tests end. $1 is the server, $2 its folder.
 GUARD = 'if read -r _; then exit 0; fi; kill -9 "$1"; if [ -n "$2" ]; then rm -rf -- "$2"; fi'
-
-_reserved: set[int] = set()  # ports of the servers in this process, those that are away included
 
 
 class StartupFailed(RuntimeError):
@@ -293,33 +286,6 @@ async def server(
                 raise
             yield running
             return
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """
-    Find a port of 127.0.0.1 on which nobody listens, and give it to nobody else here while the block lasts.
-
-    Raises `OSError` when none is found.
-    """
-    random = SystemRandom()
-    for _ in range(1000):
-        port = random.choice(PORTS)
-        if port in _reserved:
-            continue
-        with socket.socket() as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind((HOST, port))
-            except OSError:
-                continue
-        _reserved.add(port)
-        try:
-            yield port
-        finally:
-            _reserved.remove(port)
-        return
-    raise OSError(f"no free port from {PORTS.start} to {PORTS.stop}")
 
 
 async def eventually(condition: Callable[[], Awaitable[object]], *, within: float = SETTLING, what: str) -> None:
