@@ -161,7 +161,7 @@ class Counting:
 
 def sliding_wait(room: int, seconds: int, before: int, before_left: float, count: int, left: float) -> float:
     """When the weighted count of both windows falls below `room`, in seconds: it falls evenly, then they move on."""
-    if before and count < room:
-        return max(0.0, before_left - (room - count) * seconds / before) + EDGE
+    if count < room:
+        return (max(0.0, before_left - (room - count) * seconds / before) if before else 0.0) + EDGE
     rest = max(0.0, left - seconds)  # until the current window is the previous one
     return rest + max(0.0, seconds - room * seconds / max(1, count)) + EDGE

@@ -59,6 +59,7 @@ class Lease:
         "pump",
         "seconds",
         "spent",
+        "used",
         "waiters",
         "window",
     )
@@ -68,6 +69,7 @@ class Lease:
         self.seconds = min(LEASE, self.window)
         self.most = min(quota.amount // 4, int(quota.rate.per_second * self.seconds))
         self.ends = inf if quota.strategy == "moving-window" else -inf  # the window, as far as is known
+        self.used = -inf  # when somebody wanted some last
         self.asked = -inf  # when the store was asked last
         self.spent = 0  # since then
         self.extra = 0  # how many units were asked for in advance then
@@ -122,7 +124,8 @@ class Lease:
 
     def idle(self, now: float) -> bool:
         """Whether forgetting it changes nothing."""
-        return self.pump is None and now - self.asked >= self.seconds and not self.left(now)
+        # Who wants some may still be at a question that comes before the pump's.
+        return self.pump is None and now - max(self.used, self.asked) >= self.seconds and not self.left(now)
 
 
 class Leases:
@@ -199,6 +202,7 @@ class Leases:
         lease = self._leases.get(key)
         if lease is not None:
             self._leases.move_to_end(key)
+            lease.used = now
             return lease
         for _ in range(SWEEP):
             oldest = next(iter(self._leases), None)
@@ -208,6 +212,7 @@ class Leases:
         if len(self._leases) >= self._max:
             self._leases.popitem(last=False)
         lease = self._leases[key] = Lease(ask.quota)
+        lease.used = now
         return lease
 
     def _wait(self, lease: Lease, ask: Ask) -> Waiter:

@@ -1,4 +1,4 @@
-"""What tests of the rate limiter share: subjects, and a store whose quotas lie behind a link that may break."""
+"""What tests of the rate limiter share: subjects, processes, and a store whose quotas lie behind a link."""
 
 import asyncio
 from typing import Any
@@ -6,9 +6,13 @@ from typing import Any
 import limits.aio.storage
 from limits.aio.storage import MovingWindowSupport, SlidingWindowCounterSupport
 
-from starlette_realtime.ratelimit import Subject
+from starlette_realtime.ratelimit import Rate, Subject
+from starlette_realtime.ratelimit.counting import Ask, Quota
+from starlette_realtime.ratelimit.limit import Strategy
+from starlette_realtime.ratelimit.shared import SharedQuotas
 from starlette_realtime.store import MemoryStore
 from starlette_realtime.store.quotas import MemoryQuotas
+from starlette_realtime.testing import FakeClock
 from starlette_realtime.types import Scope
 
 PUBLIC = ("203.0.113.7", 40_000)
@@ -108,3 +112,30 @@ class RemoteStore(MemoryStore):
     def limits(self) -> limits.aio.storage.Storage:  # type: ignore[override]
         """The link to the quotas."""
         return self.remote
+
+
+class Hand(FakeClock):
+    """A clock that is moved where nothing runs: outside of the event loop."""
+
+    def move(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class Process:
+    """What one process knows of a quota."""
+
+    def __init__(self, store: RemoteStore, rate: Rate, strategy: Strategy, *, count: int = 1) -> None:
+        self.clock = store.clock
+        self.quotas = SharedQuotas(store, store.clock)
+        self.several = [Quota(f"things:{number}", rate, strategy) for number in range(count)]
+
+    async def take(self, cost: float = 1, who: str = "ada") -> bool:
+        """Whether that passes."""
+        decisions = await self.quotas.take([Ask(quota, who, cost) for quota in self.several])
+        return all(decision is None or decision.allowed for decision in decisions)
+
+
+def alone(rate: Rate, strategy: Strategy = "moving-window", count: int = 1) -> tuple[Hand, RemoteQuotas, Process]:
+    """A clock, the link to the store and one process."""
+    store = RemoteStore(clock=(clock := Hand()))
+    return clock, store.remote, Process(store, rate, strategy, count=count)

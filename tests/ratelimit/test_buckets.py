@@ -83,3 +83,25 @@ def test_blocks_are_bounded_and_forgotten() -> None:
         blocked.block(f"later {n}", 1, until=10_000.0 + n, now=5_000.0 + n)
         blocked.block("again", 1, until=5_000.5 + n, now=5_000.0 + n)
     assert len(blocked) <= 10
+
+
+def test_at_the_bound_a_few_are_looked_at_however_many_there_are() -> None:
+    clock, buckets = FakeClock(), KeyedBuckets(Rate(1, 10), 1, max_keys=40)
+    for n in range(40):
+        bucket = buckets.get(f"{n}", clock)
+        if n != 20:
+            bucket.take()
+    buckets.get("more", clock).take()
+    assert len(buckets) == 40
+    assert buckets.get("1", clock).take() > 0.0
+    assert buckets.get("0", clock).take() == 0.0, "it went, as a full one was far behind it"
+
+
+def test_who_is_blocked_again_is_not_the_oldest_any_more_and_takes_no_other_place() -> None:
+    blocked = Blocked(max_keys=2)
+    for key in ("a", "b", "b"):
+        blocked.block(key, 1, until=110.0, now=100.0)
+    assert [blocked.wait(key, 1, 100.0) for key in ("a", "b")] == [10.0, 10.0]
+    for key in ("a", "c"):
+        blocked.block(key, 1, until=110.0, now=100.0)
+    assert [blocked.wait(key, 1, 100.0) for key in ("a", "b", "c")] == [10.0, 0.0, 10.0]

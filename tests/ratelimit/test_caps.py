@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from starlette.authentication import SimpleUser
 
 from starlette_realtime.errors import RateLimited
 from starlette_realtime.ratelimit import RateLimiter
@@ -302,6 +303,23 @@ async def test_a_limiter_that_stands_in_front_and_inside_takes_one_slot() -> Non
     assert inside == [2, 3, 2], "the address's and the user's; and another limiter's"
     assert slots(store) == 1
     assert both.gauges()["slots"] == 0
+
+
+async def test_what_was_taken_in_front_may_be_more_than_what_is_taken_inside() -> None:
+    store = MemoryStore(clock=FakeClock())
+    both = limiter(store, user=1, address=1)
+    inside: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await both.admit("session", scope=scope)  # somebody else, or nobody
+        await both.admit("session", user="bob", scope=scope)
+        inside.append(slots(store))
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError("nothing is heard or said")
+
+    await both.wrap(app)({**HERE, "type": "websocket", "user": SimpleUser("ada")}, nothing, nothing)
+    assert inside == [3], "ada's and the address's, in front; and bob's"
 
 
 async def test_closing_ends_what_goes_on() -> None:

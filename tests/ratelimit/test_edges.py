@@ -107,7 +107,7 @@ async def test_an_exact_allowance_lets_pass_at_once(strategy: Any) -> None:
 
 
 async def test_what_the_store_refused_is_remembered_however_short_it_is() -> None:
-    store = RemoteStore(clock=FakeClock())
+    store = RemoteStore(clock=(clock := FakeClock()))
     limit = Limit("5/second", by="user", shared=True)
     full, gate = (RateLimiter(store=each).gate("things", limit) for each in (store.sibling(), store))
     for _ in range(5):
@@ -120,6 +120,9 @@ async def test_what_the_store_refused_is_remembered_however_short_it_is() -> Non
     assert first.retry_after <= 1.01
     assert again == Decision(False, again.retry_after, 0, 5, again.reset, "things")
     assert again.retry_after == again.reset == pytest.approx(first.retry_after)
+    await clock.advance(0.9)
+    assert not (await gate.take(ADA, {})).allowed
+    assert store.remote.asked == asked
     assert (await gate.take(BOB, {})).allowed
 
 
@@ -160,8 +163,9 @@ async def test_while_the_store_is_away_the_share_of_a_limit_is_told_which_is_sai
     assert caplog.text.count("the store is away: limits are counted in this process alone, divided by 2 (Gone())") == 1
 
 
-async def test_a_large_thing_that_a_fixed_window_refuses_takes_no_room_from_small_ones() -> None:
-    store = RemoteStore(clock=FakeClock())
+@pytest.mark.parametrize("kind", [MemoryStore, RemoteStore])
+async def test_a_large_thing_that_a_fixed_window_refuses_takes_no_room_from_small_ones(kind: type[MemoryStore]) -> None:
+    store = kind(clock=FakeClock())
     limit = Limit("3/minute", by="user", shared=True, strategy="fixed-window", cost=lambda what: what)
     full, gate = (RateLimiter(store=each).gate("things", limit) for each in (store.sibling(), store))
     assert (await full.take(ADA, {}, 2)).allowed

@@ -11,7 +11,7 @@ from starlette.authentication import SimpleUser
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from starlette_realtime.errors import ConfigurationError
-from starlette_realtime.ratelimit import Limit, RateLimiter
+from starlette_realtime.ratelimit import Limit, Rate, RateLimiter
 from starlette_realtime.testing import Closed, FakeClock, Peer, Rejected, settle
 from starlette_realtime.types import Frame, Receive, Scope, Send
 from tests.ratelimit.support import PUBLIC, RemoteStore
@@ -212,6 +212,22 @@ async def test_frames_may_be_counted_by_user_over_all_connections() -> None:
             await free.send(f"{n}")
         await settle()
         assert len(listeners[0].heard) == 102
+
+
+async def test_the_first_frame_of_a_websocket_may_wait_as_long_as_any() -> None:
+    clock, listeners = FakeClock(), [Patient(), Patient()]
+    by_name = Limit(Rate(1, 0.5), by=lambda peer: peer.query_params.get("who"))
+    limiter = RateLimiter(frames=by_name, over="wait", max_wait=0.5, clock=clock)
+    one, two = (Peer(limiter.wrap(listener), "/?who=ada", client=PUBLIC) for listener in listeners)
+    async with one, two:
+        await one.send("0")
+        await settle()
+        await two.send("1")
+        await settle()
+        assert (listeners[0].heard, listeners[1].heard) == (["0"], [])
+        await clock.advance(0.5)
+        await settle()
+        assert listeners[1].heard == ["1"]
 
 
 async def test_no_limit_on_frames_lets_all_of_them_pass() -> None:

@@ -13,6 +13,7 @@ from starlette_realtime.errors import ConfigurationError, RateLimited
 from starlette_realtime.ratelimit import Decision, Limit, Limits, Rate, RateLimiter, Subject, TokenBucket
 from starlette_realtime.ratelimit.gate import UNLIMITED
 from starlette_realtime.store import MemoryStore
+from starlette_realtime.store.redis import RedisStore
 from starlette_realtime.testing import FakeClock
 from tests.ratelimit.support import OTHER, PUBLIC, scope, subject
 
@@ -220,10 +221,11 @@ async def test_private_peers_are_not_limited_by_address_which_is_said_once(
     assert "limits by address are off for peers of private networks" in record.message
 
 
-async def test_a_proxy_that_is_not_trusted_is_named(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("named", [{"x_forwarded_for": "203.0.113.9"}, {"forwarded": "for=203.0.113.9"}])
+async def test_a_proxy_that_is_not_trusted_is_named(caplog: pytest.LogCaptureFixture, named: dict[str, str]) -> None:
     gate = RateLimiter(clock=FakeClock()).gate("things", Limit("1/minute", by="address"))
     with caplog.at_level(logging.WARNING, "starlette_realtime"):
-        for headers in ({}, {"x_forwarded_for": "203.0.113.9"}, {"forwarded": "for=203.0.113.9"}, {}):
+        for headers in ({}, named, named, {}):
             assert (await gate.take(Subject(scope(("10.0.0.2", 1), **headers)), {})).allowed
     assert len(caplog.records) == 2  # a load balancer's own check comes without the header, and must not hide it
     assert "come through a proxy (10.0.0.2)" in caplog.messages[1]
@@ -282,8 +284,34 @@ async def test_a_store_and_a_clock_are_bound_where_none_was_given() -> None:
     assert limiter.store.clock is own.clock
 
 
+def test_of_several_workers_those_that_share_a_store_are_told_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("starlette_realtime.ratelimit.limiter.several", lambda: True)
+    shared = RateLimiter(store=RedisStore("redis://127.0.0.1:1"))
+    assert shared.quotas is shared.quotas
+    assert not caplog.records
+    alone = RateLimiter()
+    assert alone.quotas is alone.quotas
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["this server runs several workers"]
+
+
 def test_a_gate_names_itself_and_its_policies() -> None:
     gate = RateLimiter().gate("things", [Limit("10/second", burst=40), Limit("9/minute", by="user", shared=True)])
     assert repr(gate) == "<Gate things>"
     assert not gate.local
     assert gate.policies == (("things-1", 40, 4.0), ("things-2", 9, 60.0))
+
+
+def test_the_gates_of_a_limiter_are_named_as_its_options_are() -> None:
+    limiter = RateLimiter(requests="9/minute", clock=FakeClock())
+    gates = (limiter.requests, limiter.handshakes, limiter.frames, limiter.joins, limiter.publishes)
+    names = ["requests", "handshakes", "frames", "joins", "publishes"]
+    assert [gate.name for gate in gates] == names
+    assert [policy for gate in gates for policy, _, _ in gate.policies] == names
+
+
+def test_a_publication_costs_what_it_costs_whatever_it_says() -> None:
+    with pytest.raises(ConfigurationError, match="a publication costs a number"):
+        RateLimiter(publishes=Limit("9/minute", by="user", cost=len))
+    RateLimiter(publishes=Limit("9/minute", by="user", cost=3))

@@ -16,40 +16,13 @@ from starlette_realtime.ratelimit.leases import Lease, Leases, Waiter
 from starlette_realtime.ratelimit.limit import Limit, Strategy
 from starlette_realtime.ratelimit.shared import SharedQuotas
 from starlette_realtime.testing import FakeClock, settle
-from tests.ratelimit.support import Gone, RemoteQuotas, RemoteStore, subject
+from tests.ratelimit.support import Gone, Hand, Process, RemoteQuotas, RemoteStore, alone, subject
 from tests.support.waiting import until
 
 T = TypeVar("T")
 
 STRATEGIES: list[Strategy] = ["moving-window", "fixed-window", "sliding-window-counter"]
 ADA = subject("ada")
-
-
-class Hand(FakeClock):
-    """A clock that is moved where nothing runs: outside of the event loop."""
-
-    def move(self, seconds: float) -> None:
-        self._now += seconds
-
-
-class Process:
-    """What one process knows of a quota."""
-
-    def __init__(self, store: RemoteStore, rate: Rate, strategy: Strategy, *, count: int = 1) -> None:
-        self.clock = store.clock
-        self.quotas = SharedQuotas(store, store.clock)
-        self.several = [Quota(f"things:{number}", rate, strategy) for number in range(count)]
-
-    async def take(self, cost: float = 1, who: str = "ada") -> bool:
-        """Whether that passes."""
-        decisions = await self.quotas.take([Ask(quota, who, cost) for quota in self.several])
-        return all(decision is None or decision.allowed for decision in decisions)
-
-
-def alone(rate: Rate, strategy: Strategy = "moving-window", count: int = 1) -> tuple[Hand, RemoteQuotas, Process]:
-    """A clock, the link to the store and one process."""
-    store = RemoteStore(clock=(clock := Hand()))
-    return clock, store.remote, Process(store, rate, strategy, count=count)
 
 
 # --- never more than the strategy allows ------------------------------------------------------------------------------
@@ -354,6 +327,7 @@ async def test_exact_figures_count_what_is_held_as_there(strategy: Strategy) -> 
     gate = RateLimiter(store=store).gate("things", Limit("100/second", by="user", shared=True, strategy=strategy))
     told = [await gate.take(ADA, {}, exact=True) for _ in range(50)]
     assert [decision.remaining for decision in told] == list(range(99, 49, -1))
+    assert {(decision.allowed, decision.retry_after, decision.limit) for decision in told} == {(True, 0.0, 100)}
 
 
 # --- its end ----------------------------------------------------------------------------------------------------------

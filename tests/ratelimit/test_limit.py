@@ -29,6 +29,7 @@ def test_a_limit_has_one_rate_or_several() -> None:
         (lambda: Limit(Rate(0.5, 1.0)), "burst of a limit is 1 or more"),
         (lambda: Limit("5/second;9/minute", burst=5), "a burst belongs to one rate"),
         (lambda: Limit("5/second", cost=0), "a cost is a positive number or a function"),
+        (lambda: Limit("5/second", cost=float("inf")), "a cost is a positive number or a function"),
         (lambda: Limit("5/second", cost=float("nan")), "a cost is a positive number or a function"),
         (lambda: Limit("5/second", shared=True), "a connection lives in one process"),
         (lambda: Limit(Rate(5, 0.2), by="user", shared=True), "whole things in whole seconds"),

@@ -35,7 +35,9 @@ def test_a_rate_is_written_as_limits_writes_it(text: str, rate: Rate) -> None:
     assert rate.per_second == rate.amount / rate.seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "five/second", "5/fortnight", "-1/second", "5/second burst 9", "5/s"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "five/second", "5/fortnight", "-1/second", "5/second burst 9", "5/s", "9" * 400 + "/second"]
+)
 def test_a_rate_in_other_words_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="5/second"):
         Rate.parse(text)
@@ -47,7 +49,7 @@ def test_several_rates_are_not_quietly_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "seconds"), [(0, 1), (-1, 1), (1, 0), (1, -1), (float("inf"), 1), (1, float("nan"))]
+    ("amount", "seconds"), [(0, 1), (-1, 1), (1, 0), (1, -1), (float("inf"), 1), (1, float("inf")), (1, float("nan"))]
 )
 def test_a_rate_is_positive(amount: float, seconds: float) -> None:
     with pytest.raises(ConfigurationError, match="positive"):
@@ -63,6 +65,12 @@ def test_zero_in_a_second_is_no_rate() -> None:
 def test_a_burst_is_one_or_more(burst: float) -> None:
     with pytest.raises(ConfigurationError, match="burst"):
         TokenBucket(Rate(5), burst)
+
+
+def test_a_bucket_counts_by_real_time_unless_it_is_given_a_clock() -> None:
+    bucket = TokenBucket(Rate(2, 3_600.0))
+    assert bucket.take() == bucket.take() == 0.0
+    assert 1_790.0 < bucket.take() <= 1_800.0
 
 
 def test_a_full_bucket_gives_its_burst_and_then_its_rate() -> None:

@@ -104,6 +104,7 @@ async def test_what_remains_is_told_of_the_amount_and_costs_no_further_question(
     assert {each.limit for each in told} == {5}
     assert [each.remaining for each in told] == [4, 3]
     assert store.remote.asked == 2
+    assert gate.policies == (("things", 5, 10.0),), "also where two windows may follow each other"
 
 
 @given(
