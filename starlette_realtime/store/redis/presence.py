@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -16,7 +16,9 @@ from starlette_realtime.store.redis.lately import Lately
 from starlette_realtime.store.redis.lease import Lease
 from starlette_realtime.store.redis.link import Link
 from starlette_realtime.store.redis.mending import Mending
+from starlette_realtime.store.redis.room import Records, Room, Unsettled
 from starlette_realtime.store.redis.scripts import script
+from starlette_realtime.store.redis.told import Gone
 
 __all__ = ["BATCH", "KNOWN", "LIFE", "Presence", "PresenceChanged", "Records", "decode_diff", "decode_entries"]
 
@@ -35,9 +37,12 @@ REFRESH = LIFE / 3
 KNOWN = 600.0
 """Seconds for which what came of a process's last operation in a topic is known, and for which tombstones stand."""
 
+SOME_TIME = b"1"
+"""When something was made of which it isn't known when, in the server's milliseconds."""
+
 _entries = msgspec.json.Decoder(tuple[Entry, ...])
+_departures = msgspec.json.Decoder(tuple[tuple[Entry, ...], tuple[str, ...], tuple[str, ...]])
 _diff = msgspec.json.Decoder(tuple[tuple[Entry, ...], tuple[str, ...]])
-_encode = msgspec.json.Encoder().encode
 
 
 def decode_diff(payload: bytes) -> PresenceDiff:
@@ -54,66 +59,18 @@ def decode_entries(answer: bytes) -> tuple[Entry, ...]:
     """The JSON of entries, as scripts answer it. Raises `StoreError` for what no store of ours has written."""
     try:
         return _entries.decode(answer) if answer != b"[]" else ()
-    except (ValueError, msgspec.MsgspecError) as exc:
+    except (ValueError, RecursionError, msgspec.MsgspecError) as exc:
         raise StoreError("the store has presence records that no store of ours has written") from exc
 
 
-class Records(NamedTuple):
-    """The keys of one topic's presence, in the order in which scripts take them."""
-
-    channel: bytes
-    meta: bytes
-    records: bytes
-    order: bytes
-    counts: bytes
-    holders: bytes
-
-    @classmethod
-    def of(cls, base: bytes) -> "Records":
-        """The keys of the topic whose keys start with `base`."""
-        return cls(base, base + b":m", base + b":pe", base + b":pz", base + b":pu", base + b":pn")
-
-    def owned(self, node: str) -> bytes:
-        """What that process has there: SET of connections."""
-        return b"%b:p:%b" % (self.channel, node.encode())
-
-    def tombstone(self, node: str) -> bytes:
-        """That it was declared dead."""
-        return b"%b:px:%b" % (self.channel, node.encode())
-
-    def last(self, node: str, *, reaper: bool = False) -> bytes:
-        """Its last operation there, and what came of it."""
-        return b"%b:%b:%b" % (self.channel, b"pr" if reaper else b"po", node.encode())
-
-
-class _Unsettled(NamedTuple):
-    """An operation of which it isn't known yet whether it was made."""
-
-    key: bytes
-    number: bytes
-    kind: Literal["enter", "leave"]
-
-
-class _Room:
-    """What this process has, or is about to have, in one topic."""
-
-    __slots__ = ("coming", "indexed", "keys", "lock", "mine", "refreshed", "steady", "topic", "unsettled", "users")
-
-    def __init__(self, topic: str, keys: Records) -> None:
-        self.topic = topic
-        self.keys = keys
-        self.lock = asyncio.Lock()
-        self.users = 0  # who hold the lock, or wait for it
-        self.mine: dict[str, Entry] = {}  # as it should be: connection → entry
-        self.coming: dict[str, Entry] = {}  # what of it is still to be entered, by whoever asked for it
-        self.indexed = ""  # the id under which the topic is noted
-        self.unsettled: _Unsettled | None = None
-        self.steady: float | None = None  # since when the connection stood over which the records were written
-        self.refreshed = 0.0
-
-    @property
-    def idle(self) -> bool:
-        return not (self.users or self.mine or self.indexed or self.unsettled)
+def decode_departures(answer: bytes) -> tuple[tuple[Entry, ...], tuple[str, ...], tuple[str, ...]] | None:
+    """What came of a leave, see `leave.lua`; None: it was not made. Raises `StoreError` as `decode_entries` does."""
+    if answer == b"[]":
+        return None
+    try:
+        return _departures.decode(answer)
+    except (ValueError, RecursionError, msgspec.MsgspecError) as exc:
+        raise StoreError("the store has presence records that no store of ours has written") from exc
 
 
 class Presence:
@@ -135,11 +92,13 @@ class Presence:
         self._timeout = timeout
         self._changed = changed
         self._publish = b"SPUBLISH" if link.sharded else b"PUBLISH"
-        self._rooms: OrderedDict[str, _Room] = OrderedDict()  # the longest not refreshed first
+        self._rooms: OrderedDict[str, Room] = OrderedDict()  # the longest not refreshed first
         self._number = 0
         self._mending = Mending(self._mend, clock=clock, retry=min(0.5, lease.length / 10))
         # Whatever was set back by more than a lease takes this process for dead.
         self._left = Lately(link.steady_since, clock=clock, keep=2 * lease.length)
+        self._gone = Gone(clock=clock, keep=KNOWN)
+        self._beaten = clock.now()
 
     # --- what the store does ---
 
@@ -151,18 +110,20 @@ class Presence:
         async with self._room(topic) as room:
             before = {entry.connection: room.mine.get(entry.connection) for entry in entries}
             latest = {entry.connection: entry for entry in entries}
-            room.mine.update(latest)
+            for entry in entries:
+                room.put(entry)
             room.coming.update(latest)
             try:
                 async with self._in_turn(room):
                     joined = await self._enter(room, entries)
+                for connection in latest:
+                    room.leaving.pop(connection, None)
             except BaseException:
                 for connection, entry in latest.items():
                     if room.mine.get(connection) is entry:  # not left or changed meanwhile
-                        if (old := before[connection]) is None:
-                            del room.mine[connection]
-                        else:
-                            room.mine[connection] = old
+                        room.take(connection)
+                        if (old := before[connection]) is not None:
+                            room.put(old)
                 if room.unsettled is not None:
                     self._mending.soon((topic,))
                 raise
@@ -175,7 +136,9 @@ class Presence:
     async def leave(self, topic: str, connections: Sequence[str]) -> tuple[Entry, ...]:
         """See `Store.leave`."""
         known = self._rooms.get(topic)
-        leaving = [] if known is None else [one for one in connections if known.mine.pop(one, None) is not None]
+        if known is None:
+            return ()
+        leaving = {one: entry for one in connections if (entry := known.take(one)) is not None}
         if not leaving:
             return ()
         async with self._room(topic) as room:
@@ -184,6 +147,7 @@ class Presence:
                 async with self._in_turn(room):
                     left = await self._leave(room, leaving)
             except BaseException:
+                room.leaving.update((one, entry) for one, entry in leaving.items() if one not in room.mine)
                 self._mending.soon((topic,))
                 raise
             if not room.mine:
@@ -200,11 +164,14 @@ class Presence:
 
     def renewed(self) -> None:
         """The process has another id: its members are announced anew."""
+        if self._clock.now() - self._beaten >= KNOWN:  # that others declared it dead is forgotten by now
+            for room in self._rooms.values():
+                room.told.forget()
         self._mending.soon(self._rooms)
 
     def refresh(self) -> None:
         """To be called now and then: have records outlive servers, and their own expiry."""
-        now = self._clock.now()
+        self._beaten = now = self._clock.now()
         since: dict[bytes, float | None] = {}
         due: list[str] = []
         for topic, room in self._rooms.items():
@@ -220,7 +187,9 @@ class Presence:
         await self._mending.end()
         rooms = list(self._rooms)
         for room in self._rooms.values():
-            room.mine.clear()
+            for connection, entry in list(room.mine.items()):
+                room.leaving[connection] = entry
+                room.take(connection)
         for start in range(0, len(rooms), BATCH):
             some = (self._mend(topic) for topic in rooms[start : start + BATCH])
             for result in await asyncio.gather(*some, return_exceptions=True):
@@ -232,6 +201,7 @@ class Presence:
         await self._mending.end()
         self._rooms.clear()
         self._left.clear()
+        self._gone.clear()
 
     def gauges(self) -> dict[str, int]:
         """What is held."""
@@ -240,10 +210,10 @@ class Presence:
     # --- one topic at a time ---
 
     @asynccontextmanager
-    async def _room(self, topic: str) -> AsyncIterator[_Room]:
+    async def _room(self, topic: str) -> AsyncIterator[Room]:
         room = self._rooms.get(topic)
         if room is None:
-            room = self._rooms[topic] = _Room(topic, Records.of(self._keys.topic(topic)))
+            room = self._rooms[topic] = Room(topic, Records.of(self._keys.topic(topic)), self._gone)
             room.refreshed = self._clock.now()
         room.users += 1
         try:
@@ -254,14 +224,14 @@ class Presence:
                 del self._rooms[topic]
 
     @asynccontextmanager
-    async def _in_turn(self, room: _Room) -> AsyncIterator[None]:
+    async def _in_turn(self, room: Room) -> AsyncIterator[None]:
         try:
             async with self._clock.timeout(self._timeout), room.lock:
                 yield
         except TimeoutError as exc:
             raise StoreError(f"the store did not answer within {self._timeout} s") from exc
 
-    async def _enter(self, room: _Room, entries: Collection[Entry], *, anew: bool = False) -> tuple[Entry, ...]:
+    async def _enter(self, room: Room, entries: Collection[Entry], *, anew: bool = False) -> tuple[Entry, ...]:
         """`anew`: what another process has taken over meanwhile stays with that one."""
         for _ in range(2):
             await self._settle(room)
@@ -270,48 +240,63 @@ class Presence:
                 continue
             number = self._next()
             former = self._lease.earlier if anew else b"*"
-            args = [self._publish, node.encode(), number, self._lease.until, former, ms(LIFE), ms(KNOWN)]
-            for entry in entries:
-                args += (entry.connection.encode(), entry.who.encode(), _encode(entry))
+            args = [self._publish, node.encode(), number, self._lease.until, former, ms(LIFE), ms(KNOWN), room.told.ids]
+            args += room.told.entering(entries)
             if room.steady is None:
                 room.steady = self._link.steady_since(room.keys.channel)
-            may, *answer = await self._perform(room, node, number, "enter", args)
+            may, *answer = await self._perform(room, node, number, args)
             if may:
+                room.told.came(entries, node, answer[1])
                 return decode_entries(answer[0])
             self._lease.missed(node)
         raise StoreError("the store took this process for dead twice in a row: do its servers' clocks agree?")
 
-    async def _leave(self, room: _Room, connections: Sequence[str]) -> tuple[Entry, ...]:
+    async def _leave(self, room: Room, leaving: Mapping[str, Entry | None]) -> tuple[Entry, ...]:
+        """Tells who left; who is there after all is told to `changed`."""
         await self._settle(room)
         node = await self._lease.standing()
         number = self._next()
-        args = [self._publish, node.encode(), number, self._lease.earlier, ms(KNOWN), b"0", b"0"]
-        args += (connection.encode() for connection in connections)
-        answer, _ = await self._perform(room, node, number, "leave", args)
-        return decode_entries(answer)
+        args = [self._publish, node.encode(), number, self._lease.earlier, ms(KNOWN), b"0", b"0", room.told.ids]
+        args += room.told.leaving(leaving)
+        answer, _, at = await self._perform(room, node, number, args, leaving)
+        return self._went(room, leaving, answer, at)
+
+    def _went(self, room: Room, leaving: Mapping[str, Entry | None], answer: bytes, at: bytes) -> tuple[Entry, ...]:
+        if (made := decode_departures(answer)) is None:
+            return ()
+        for connection in leaving:
+            room.leaving.pop(connection, None)
+        back, left = room.told.went(leaving, *made, at)
+        self._tell(room, back, ())
+        return left
 
     async def _perform(
-        self, room: _Room, node: str, number: bytes, kind: Literal["enter", "leave"], args: Sequence[bytes]
+        self,
+        room: Room,
+        node: str,
+        number: bytes,
+        args: Sequence[bytes],
+        leaving: Mapping[str, Entry | None] | None = None,
     ) -> Any:
         keys = room.keys
         last = keys.last(node)
-        room.unsettled = _Unsettled(last, number, kind)
-        answer = await self._link.run(script(kind), (*keys, keys.owned(node), keys.tombstone(node), last), args)
+        room.unsettled = Unsettled(last, number, leaving)
+        made = script("enter" if leaving is None else "leave")
+        answer = await self._link.run(made, (*keys, keys.owned(node), keys.tombstone(node), last), args)
         room.unsettled = None
         return answer
 
-    async def _settle(self, room: _Room) -> None:
+    async def _settle(self, room: Room) -> None:
         """Learn what came of the operation before, or have it never made."""
         if (unsettled := room.unsettled) is not None:
             answer = await self._link.run(script("settle"), (unsettled.key,), (unsettled.number, ms(KNOWN)))
             room.unsettled = None
-            entries = decode_entries(answer)
-            if unsettled.kind == "enter":
-                self._tell(room, entries, ())
+            if unsettled.leaving is None:
+                self._tell(room, decode_entries(answer), ())
             else:
-                self._tell(room, (), entries)
+                self._tell(room, (), self._went(room, unsettled.leaving, answer, SOME_TIME))
 
-    async def _index(self, room: _Room, node: str) -> bool:
+    async def _index(self, room: Room, node: str) -> bool:
         """Note that this process has members there, so that a reaper finds them; False: it was declared dead."""
         if room.indexed != node:
             keys = (self._keys.node(node, "rooms"), self._keys.node(node, "x"))
@@ -334,8 +319,10 @@ class Presence:
                 there = await self._link.call(b"SMEMBERS", room.keys.owned(id), key=room.keys.channel)
                 extra = [one for one in (connection.decode() for connection in there) if one not in room.mine]
                 found = found or bool(extra)
-                for start in range(0, len(extra), BATCH):
-                    self._tell(room, (), await self._leave(room, extra[start : start + BATCH]))
+                extra += [one for one in room.leaving if one not in room.mine and one not in extra]
+                leaving = [(one, room.leaving.get(one)) for one in extra]
+                for start in range(0, len(leaving), BATCH):
+                    self._tell(room, (), await self._leave(room, dict(leaving[start : start + BATCH])))
             suspect = since != room.steady and (found or bool(room.mine))
             if room.mine:
                 if not renewed:
@@ -354,11 +341,11 @@ class Presence:
             room.steady = since
             room.refreshed = self._clock.now()
 
-    async def _unindex(self, room: _Room, node: str) -> None:
+    async def _unindex(self, room: Room, node: str) -> None:
         args = (self._next(), room.topic.encode(errors="surrogatepass"))
         await self._link.run(script("unindex"), (self._keys.node(node, "rooms"),), args)
 
-    async def _adopt(self, room: _Room) -> None:
+    async def _adopt(self, room: Room) -> None:
         """
         Give processes that nobody knows, and that have members there, to the reapers.
 
@@ -374,7 +361,7 @@ class Presence:
             await self._link.call(*args, key=topics)
             await self._link.call(b"ZADD", self._keys.nodes, b"NX", b"0", node.encode(), key=self._keys.nodes)
 
-    def _tell(self, room: _Room, joined: tuple[Entry, ...], left: tuple[Entry, ...]) -> None:
+    def _tell(self, room: Room, joined: tuple[Entry, ...], left: tuple[Entry, ...]) -> None:
         if joined or left:
             self._changed(room.topic, joined, left)
 

@@ -1,21 +1,24 @@
-#!lua
+#!lua flags=allow-oom
 -- Add, change or take over a process's presence records in a topic; one diff tells of all that changed.
 -- KEYS: channel, meta, records, order, counts, holders, the process's connections, its tombstone, its last operation.
 -- ARGV: PUBLISH or SPUBLISH, process, operation, until when it may write (ms), ids that it had before ('*': take over
---       from anybody), presence's life (ms), the operation's life (ms); then for each record: connection, who, entry.
--- Answers: 1 and the JSON of the entries that brought a `who`; 0 when the process may not write any more.
+--       from anybody), presence's life (ms), the operation's life (ms), the ids under which it knew of those whom it
+--       knows; then for each record: connection, who, entry, when this `who` was known to be there (ms; 0: never).
+-- Answers: 1, the JSON of the entries that brought a `who`, the time (ms); 0 when the process may not write any more.
+-- Who was known to be there, and was never told to have left since, is not brought: another server has lost them.
 -- A record is "process length who entry"; its place in the order is the presence sequence that it came with.
 local channel, meta, records, order, counts, holders, mine = unpack(KEYS, 1, 7)
 local node, operation, former, life = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local stamp = string.format('%d', now)
 local done = redis.call('GET', KEYS[9])
 if done then
     local last, answer = string.match(done, '^(%d+) (.*)$')
     if tonumber(last) >= tonumber(operation) then
-        return {1, last == operation and answer or '[]'}
+        return {1, last == operation and answer or '[]', stamp}
     end
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('EXISTS', KEYS[8]) == 1 or now > tonumber(ARGV[4]) then
     return {0}
 end
@@ -31,9 +34,13 @@ if before == 0 then
     local info = redis.pcall('INFO', 'server')
     run = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 end
+local buried = false
+for id in string.gmatch(ARGV[8], '%S+') do
+    buried = buried or redis.call('EXISTS', channel .. ':px:' .. id) == 1
+end
 local changed, joined = {}, {}
-for at = 8, #ARGV, 3 do
-    local connection, who, entry = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+for at = 9, #ARGV, 4 do
+    local connection, who, entry, known = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     local held = redis.call('HGET', records, connection)
     local owner, length, start
     if held then
@@ -64,7 +71,10 @@ for at = 8, #ARGV, 3 do
                 redis.call('HDEL', counts, was)
             end
             if was ~= who and redis.call('HINCRBY', counts, who, 1) == 1 then
-                joined[#joined + 1] = entry
+                local left = known > 0 and tonumber(redis.call('ZSCORE', channel .. ':pl', who) or '0')
+                if known == 0 or buried or left >= known then
+                    joined[#joined + 1] = entry
+                end
             end
             if not held then
                 redis.call('ZADD', order, string.format('%d', sequence), connection)
@@ -93,4 +103,4 @@ if #changed > 0 then
 end
 local answer = '[' .. table.concat(joined, ',') .. ']'
 redis.call('SET', KEYS[9], operation .. ' ' .. answer, 'PX', ARGV[7])
-return {1, answer}
+return {1, answer, stamp}
