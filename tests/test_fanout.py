@@ -4,11 +4,11 @@ import asyncio
 from typing import Any, ClassVar
 
 import pytest
-from msgspec import Raw
+from msgspec import DecodeError, Raw
 
 from starlette_realtime import ConnectionOptions, History, MemoryStore, StoreError
 from starlette_realtime.connection import Connection
-from starlette_realtime.fanout import Fanout, Topic, write_body
+from starlette_realtime.fanout import Fanout, Topic, read_body, write_body
 from starlette_realtime.messages import Body, Gap, Position, Publication, ServerEvent
 from starlette_realtime.protocols import NativeProtocol
 from starlette_realtime.replay import Replay
@@ -112,6 +112,28 @@ async def test_the_kits_own_publications_are_heard_by_no_client(setup: Setup) ->
     await setup.publish("rt:kick")
     assert setup.controls == ["rt:kick"]
     assert len(member.outbox) == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'["said",' + b"[" * 3_000 + b"]" * 3_000 + b"]",
+        b'["said",' + b'{"a":' * 3_000 + b"1" + b"}" * 3_001,
+        b"[" * 3_000,
+    ],
+    ids=["lists", "objects", "broken"],
+)
+async def test_what_is_nested_too_deep_is_left_out_and_said_once(
+    setup: Setup, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    topic = await setup.fanout.attach("t")
+    member = await setup.member(topic)
+    await setup.store.publish("t", data, history=History())
+    await setup.publish()
+    assert len(member.outbox) == 1
+    assert caplog.text.count("a publication that no room made was left out") == 1
+    with pytest.raises(DecodeError):
+        read_body(Publication(data, 0))
 
 
 async def test_who_joins_is_buffered_for_until_it_is_live(setup: Setup) -> None:

@@ -4,6 +4,7 @@ import logging
 import secrets as randomness
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import isfinite
 from types import TracebackType
 from typing import Literal, Self
 
@@ -278,9 +279,12 @@ class AuthGuard:
 
         What is issued later is good again. Open WebSockets end with 4450, here at once and in other processes of the
         store within 15 s. Where the processes' clocks differ, pass a time that is ahead by as much. Raises `ValueError`
-        for what can't be a user, and `StoreError`: then nothing is revoked.
+        for what can't be a user or a time, and `StoreError`: then it may be revoked or not; call it again, which does
+        no harm.
         """
         check_user(user)
+        if issued_before is not None and not isfinite(issued_before):
+            raise ValueError(f"issued_before is in Unix seconds, not {issued_before!r}")
         self._tell_alone("revocations")
         until = self._clock.time() if issued_before is None else issued_before
         await self._revocations.revoke(user_subject(user), until)

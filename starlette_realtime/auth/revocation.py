@@ -99,7 +99,7 @@ class Revocations:
     # --- revoking ---------------------------------------------------------------------------------------------------
 
     async def revoke(self, subject: str, issued_before: float) -> None:
-        """Revoke, here at once and everywhere within the bound. Raises `StoreError`."""
+        """Revoke, here at once and everywhere within the bound. Raises `StoreError`: then it may be revoked or not."""
         await self._store.revoke(subject, issued_before=issued_before)
         self._learn(subject, issued_before)
 

@@ -48,7 +48,10 @@ def read_body(publication: Publication) -> Body:
             data.decode()
         except UnicodeDecodeError as exc:
             raise msgspec.DecodeError("this is no UTF-8") from exc
-    return _decode(data)
+    try:
+        return _decode(data)
+    except RecursionError as exc:
+        raise msgspec.DecodeError("this is nested deeper than anything that a room publishes") from exc
 
 
 def write_body(body: Body) -> bytes:

@@ -255,7 +255,8 @@ class Store(ABC):
         """
         Revoke what was issued to `subject` (a user or a token id) before that Unix time; later ones stay.
 
-        It stands as long as a token may live, and is published on `REVOCATIONS`.
+        It stands as long as a token may live, and is published on `REVOCATIONS`. After a `StoreError` it may stand or
+        not: revoke again, which does no harm.
         """
 
     @abstractmethod

@@ -234,6 +234,13 @@ async def test_what_cannot_be_a_user_or_a_token_is_not_revoked(guard: AuthGuard,
             await guard.revoke_token(jti)
 
 
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf")])
+async def test_what_is_no_time_revokes_nothing(guard: AuthGuard, store: MemoryStore, time: float) -> None:
+    with pytest.raises(ValueError, match="Unix seconds"):
+        await guard.revoke_user("ada", issued_before=time)
+    assert await store.revocations() == {}
+
+
 @pytest.mark.parametrize("interval", [0.0, -1.0, float("nan")])
 def test_an_interval_that_is_not_positive_is_an_error_of_the_program(interval: float) -> None:
     with pytest.raises(ConfigurationError, match="revocation_interval"):
@@ -651,6 +658,19 @@ async def test_a_revocation_that_the_store_did_not_take_is_told(
         await stalled(store, clock, guard.revoke_user("ada"))
     store.faults.resume()
     assert await code_of(guard, token) == ""
+
+
+async def test_after_an_error_it_may_be_revoked_and_doing_it_again_does_no_harm(
+    clock: FakeClock, tokens: SignedTokens, guard: AuthGuard, store: MemoryStore
+) -> None:
+    token = tokens.issue("ada")
+    store.faults.unanswered(1)
+    with pytest.raises(StoreError):
+        await guard.revoke_user("ada", issued_before=clock.time())
+    assert await store.revocations() == {"u:ada": clock.time()}
+    await guard.revoke_user("ada", issued_before=clock.time())
+    assert await store.revocations() == {"u:ada": clock.time()}
+    assert await code_of(guard, token) == "revoked"
 
 
 async def test_a_guard_cannot_be_entered_while_the_store_is_away(

@@ -13,6 +13,13 @@ from starlette_realtime.store.redis.scripts import Script
 
 __all__ = ["RedisQuotas"]
 
+FLAGS = b"#!lua flags=allow-oom\n"
+"""
+What the scripts of `limits` are declared as: counting goes on when the server's memory is full.
+
+What they keep for a key is a number, or as many entries as the rate allows, and lapses after two windows at the latest.
+"""
+
 
 class _Client:
     """
@@ -27,7 +34,8 @@ class _Client:
         self._check = check
 
     def register_script(self, source: str | bytes) -> Callable[..., Awaitable[Any]]:
-        script = Script("limits", source.encode() if isinstance(source, str) else source)
+        text = source.encode() if isinstance(source, str) else source
+        script = Script("limits", text if text.startswith(b"#!") else FLAGS + text)
 
         async def run(keys: Sequence[str], args: Sequence[float | str] = ()) -> Any:
             self._check()

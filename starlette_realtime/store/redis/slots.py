@@ -178,9 +178,8 @@ class Slots:
 
 async def claim(link: Link, keys: Keys, rng: random.Random, key: str, ttl: float) -> bool:
     """See `Store.claim`. Whoever asks again because the answer was lost finds their own mark."""
-    name, mark = keys.of("claim", key), b"%024x" % rng.getrandbits(96)
-    life = ms(max(0.001, ttl))
-    found = await link.call(b"SET", name, mark, b"NX", b"GET", b"PX", life, key=name)
+    name, mark, life = keys.of("claim", key), b"%024x" % rng.getrandbits(96), ms(max(0.001, ttl))
+    found = await link.run(script("claim"), (name,), (mark, life))
     if found is not None and not isinstance(found, bytes):
         raise StoreError("the store answered what it can't have been asked")
     return found is None or found == mark

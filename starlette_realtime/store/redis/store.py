@@ -216,10 +216,16 @@ class RedisStore(Store):
         return await claim(self._link, self._keys, self._rng, key, ttl)
 
     async def revoke(self, subject: str, *, issued_before: float) -> None:
-        """See `Store.revoke`."""
+        """
+        See `Store.revoke`. It stands when this returns, also where it could not be published: then the other processes
+        find it when they read all of them, every 10 s unless they are told otherwise.
+        """
         self._check()
         await self._revocations.add(subject, issued_before)
-        await self.publish(REVOCATIONS, msgspec.json.encode((subject, issued_before)), history=History())
+        try:
+            await self.publish(REVOCATIONS, msgspec.json.encode((subject, issued_before)), history=History())
+        except StoreError as exc:
+            logger.warning("a revocation stands, but could not be published: others hear of it when they read: %s", exc)
 
     async def revocations(self) -> Mapping[str, float]:
         """See `Store.revocations`."""
@@ -268,7 +274,7 @@ class RedisStore(Store):
             return
         try:
             self._received(topic, (decode_diff if payload.startswith(b"d ") else decode_publication)(payload))
-        except ValueError:
+        except (ValueError, RecursionError):
             logger.error("something was published on a topic's channel that no store has sent: it is left out")
 
     def _lost(self, channels: Collection[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -175,3 +176,39 @@ async def test_a_process_whose_tokens_live_for_less_shortens_no_other_revocation
         assert await store.revocations() == {"u:a": 5.0}
         for name in store._revocations._names:
             assert await single.command("PTTL", name) > 3_000_000
+
+
+async def test_a_revocation_that_cannot_be_read_lets_nobody_in_and_keeps_nobody_else_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with server() as single, RedisStore(single.url, **SHORT) as store, RedisStore(single.url, **SHORT) as other:
+        name = store._revocations._names[0]
+        await single.command("HSET", name, "u:lost", "soon")  # there is no version yet
+        assert await store.revocations() == {"u:lost": inf}
+        await store.revoke("u:ann", issued_before=5.0)
+        await single.command("HSET", name, "u:bob", "not a number", "u:cleo", "nan", b"u:\xff", "7", "u:dan", "")
+        await store.revoke("u:eve", issued_before=6.0)
+        expected = {"u:ann": 5.0, "u:eve": 6.0, **dict.fromkeys(("u:lost", "u:bob", "u:cleo", "u:dan"), inf)}
+        for each in (store, other, store):
+            assert await each.revocations() == expected
+        for subject in ("u:bob", "u:cleo", "u:dan", "u:lost"):
+            await other.revoke(subject, issued_before=7.0)
+        expected |= dict.fromkeys(("u:lost", "u:bob", "u:cleo", "u:dan"), 7.0)
+        for each in (store, other):
+            assert await each.revocations() == expected
+    assert caplog.text.count("5 revocations can't be read") == 2  # once in each process
+    assert "u:bob" in caplog.text
+
+
+async def test_what_was_published_by_others_and_is_nested_too_deep_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deep = b"[" * 3_000 + b"]" * 3_000
+    async with server() as single, RedisStore(single.url, **SHORT) as store, readers("t", store) as (reader,):
+        await single.command(
+            "PUBLISH", store._keys.topic("t"), b'd 1 2\n[[{"connection":"c","meta":' + deep + b"}],[]]"
+        )
+        await store.publish("t", b"0", history=WIDE)
+        await until(lambda: reader.data == [b"0"])
+        assert (len(reader), reader.gaps) == (1, [])
+    assert caplog.text.count("that no store has sent") == 1

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Take one of a number of slots, or take it over.
 -- KEYS: slots, fence. ARGV: process, operation, slot, limit, life (ms); then processes that are dead.
 -- Answers: an empty list when it was taken, otherwise who holds the slots; 0 when it comes too late.

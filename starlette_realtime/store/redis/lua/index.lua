@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Note that a process has members in a topic, before it has.
 -- KEYS: the process's topics, its tombstone. ARGV: topic, operation, life (ms). Answers: 0 when it was declared dead.
 if redis.call('EXISTS', KEYS[2]) == 1 then

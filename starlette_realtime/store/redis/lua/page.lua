@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- The publications before a position, oldest first.
 -- KEYS: meta, stream. ARGV: a new epoch, forget (ms), before epoch ('' for the newest), offset, id, limit, bytes.
 -- Answers: whether there are older ones, whether the history has dropped older ones, epoch; then rows as in read.

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- What a topic published after a position: all of it, or nothing.
 -- KEYS: meta, stream. ARGV: a new epoch, forget (ms), since epoch ('' for none), since offset, since id, limit, bytes.
 -- Answers: ok or why not, epoch, offset, id; then the rows {offset, id, previous, at, data}.

@@ -14,4 +14,4 @@ end
 if #lapsed > 0 then
     redis.call('SET', KEYS[3], time[1] .. '.' .. time[2], 'KEEPTTL')
 end
-return redis.call('GET', KEYS[3]) or ''
+return redis.call('GET', KEYS[3]) or '-'

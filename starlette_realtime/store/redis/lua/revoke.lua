@@ -8,7 +8,8 @@ local known = redis.call('HGET', KEYS[1], ARGV[1])
 if not known and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
     return 0
 end
-if not known or tonumber(known) < tonumber(ARGV[2]) then
+local last = tonumber(known or '')
+if not (last and last >= tonumber(ARGV[2])) then  -- something else than a number is replaced
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
     redis.call('SET', KEYS[3], time[1] .. '.' .. time[2], 'KEEPTTL')
 end

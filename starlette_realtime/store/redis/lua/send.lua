@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Send to one process.
 -- KEYS: its sign of life, inbox, the inbox's size, that this was sent, the channel that wakes it.
 -- ARGV: PUBLISH or SPUBLISH, data, at most how many, at most how many bytes, life (ms), how long this is known (ms).

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Publish what is not kept. It is declared as a script that writes, so that a replica refuses it.
 -- KEYS: the channel. ARGV: channel, PUBLISH or SPUBLISH, data.
 local time = redis.call('TIME')

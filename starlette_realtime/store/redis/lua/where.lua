@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Where topics are, and keep them from being forgotten.
 -- KEYS: meta, stream of each topic. ARGV: a new epoch, keep (ms).
 -- Answers: for each topic {epoch, offset, id, presence sequence}.
