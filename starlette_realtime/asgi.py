@@ -26,6 +26,9 @@ __all__ = [
     "scope_user",
 ]
 
+_FOR_EVER: Final = 1e9
+"""Seconds: the longest time that peers are told to wait."""
+
 _MAX_REASON: Final = 123
 """Bytes of a close reason: a control frame has 125, and the code takes two (RFC 6455 section 5.5)."""
 
@@ -61,8 +64,12 @@ def header_values(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def milliseconds(seconds: float) -> float:
-    """Seconds as they are told to peers: rounded up to milliseconds, so that nobody comes too early."""
-    return math.ceil(seconds * 1000 - 1e-6) / 1000
+    """
+    Seconds as they are told to peers: rounded up to milliseconds, so that nobody comes too early.
+
+    From 0 to 10^9: whatever an application says, it can be told.
+    """
+    return math.ceil(min(max(0.0, seconds), _FOR_EVER) * 1000 - 1e-6) / 1000
 
 
 def close_reason(code: str, retry_after: float | None = None) -> str:
@@ -73,7 +80,7 @@ def close_reason(code: str, retry_after: float | None = None) -> str:
     """
     suffix = ""
     if retry_after is not None:
-        seconds = f"{milliseconds(max(0.0, retry_after)):.3f}".rstrip("0").rstrip(".")
+        seconds = f"{milliseconds(retry_after):.3f}".rstrip("0").rstrip(".")
         suffix = f";{seconds}"
     return code.encode()[: _MAX_REASON - len(suffix)].decode(errors="ignore") + suffix
 

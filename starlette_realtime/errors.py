@@ -9,6 +9,7 @@ __all__ = [
     "CloseCode",
     "ConfigurationError",
     "ConnectionClosed",
+    "Declined",
     "Forbidden",
     "InvalidPayload",
     "NotJoined",
@@ -45,7 +46,7 @@ CLOSE_CODES: Mapping[int, CloseCode] = {
         CloseCode(4400, "bad_frame", "too many frames that the protocol does not allow", "no"),
         CloseCode(4401, "unauthenticated", "no valid credentials, or they have expired", "token"),
         CloseCode(4403, "forbidden", "refused by origin or rule, or removed by the server", "no"),
-        CloseCode(4404, "no_auth", "no `auth` command in time", "no"),
+        CloseCode(4404, "no_auth", "no `auth` command in time", "yes"),
         CloseCode(4408, "no_heartbeat", "the client was silent for too long", "yes"),
         CloseCode(4429, "rate_limited", "over a rate or connection limit", "after"),
         CloseCode(4440, "slow_consumer", "the client read too slowly", "yes"),
@@ -71,6 +72,7 @@ ERROR_CODES: Mapping[str, str] = {
     "too_many_rooms": "this connection is in too many rooms",
     "unavailable": "unavailable for now, try again",
     "timeout": "no answer in time",
+    "declined": "the client that was asked answered with an error",
     "not_found": "there is nothing at this address",
     "replaced": "another connection took its place",
     "internal": "the server failed",
@@ -169,6 +171,22 @@ class Unavailable(Refused):
 
     def __init__(self, message: str | None = None, *, retry_after: float = 1.0) -> None:
         super().__init__("unavailable", message, retry_after=retry_after)
+
+
+class Declined(Refused):
+    """
+    A client answered a handler's request with an error.
+
+    `answer` is what it said: a `Refused` with that code, message, `retry_after` and fields. Whoever else hears of it,
+    because the handler lets it pass, hears `declined` alone: one client's word is not the server's.
+    """
+
+    def __init__(self, answer: Refused) -> None:
+        super().__init__("declined")
+        self.answer = answer
+
+    def __str__(self) -> str:
+        return f"{self.code} ({self.answer})"
 
 
 class StoreError(RealtimeError):

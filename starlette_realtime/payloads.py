@@ -16,6 +16,7 @@ from msgspec import Raw
 from starlette_realtime.errors import ConfigurationError, InvalidPayload
 from starlette_realtime.messages import NULL
 from starlette_realtime.protocols.door import BadJSON, check
+from starlette_realtime.tasks import finish
 
 __all__ = ["Call", "Handler", "decoder", "encode"]
 
@@ -113,9 +114,9 @@ class Handler:
         without = self.optional if call.payload is NULL else ()
         arguments = {name: source(call) for name, source in self.sources.items() if name not in without}
         if self.is_async:
-            return await self.fn(**arguments)
+            return await finish(self.fn(**arguments))
         result = await anyio.to_thread.run_sync(lambda: self.fn(**arguments))
-        return await result if inspect.isawaitable(result) else result
+        return await finish(result) if inspect.isawaitable(result) else result
 
 
 def _hints(fn: Callable[..., Any], where: str) -> dict[str, Any]:

@@ -1,13 +1,29 @@
-"""Tasks: work in the background that somebody waits for or gives up, and whose failure is seen."""
+"""Tasks: work in the background that somebody answers for, and whose failure is seen, a cancellation included."""
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Tasks"]
+__all__ = ["Tasks", "finish"]
 
 T = TypeVar("T")
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """
+    Await what the application wrote, and tell its result.
+
+    Raises what it raises, but `RuntimeError` where it awaited something that somebody else had cancelled: that
+    `CancelledError` is its failure, and not the end of the task that runs it.
+    """
+    try:
+        return await work
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("what it waited for was cancelled by somebody else") from exc
 
 
 class Tasks:

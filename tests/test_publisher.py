@@ -1,6 +1,7 @@
 """Publishing from a process that serves nobody: to rooms and users, once for each key, by the application's rooms."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -191,6 +192,9 @@ async def test_a_user_or_a_token_is_revoked() -> None:
         assert (await bob.closed()).code == 4450
         eve = await world.enter(tokens.issue("eve"))
         await publisher.revoke_user("eve", issued_before=world.clock.time() - 60.0)
+        for never in (math.nan, math.inf):
+            with pytest.raises(ValueError, match="Unix seconds"):
+                await publisher.revoke_user("eve", issued_before=never)
         await settle()
         assert eve.peer.closed is None
         for empty in ("", "x" * 257):

@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette_realtime.asgi import scope_user
 from starlette_realtime.errors import ConfigurationError, Unauthenticated
 from starlette_realtime.messages import Identity
+from starlette_realtime.tasks import finish
 from starlette_realtime.types import Scope
 
 __all__ = [
@@ -170,7 +171,7 @@ async def read(way: Authenticate, token: str, scope: Scope) -> Identity | None:
     else:
         result = await anyio.to_thread.run_sync(function, token)  # it may ask a database
     if inspect.isawaitable(result):
-        result = await result
+        result = await finish(result)
     if isinstance(result, str):
         return Identity(result)
     if result is None or isinstance(result, Identity):
@@ -180,7 +181,7 @@ async def read(way: Authenticate, token: str, scope: Scope) -> Identity | None:
 
 async def _ask_backend(backend: AuthenticationBackend, scope: Scope, *, strict: bool) -> Identity | None:
     try:
-        result = await backend.authenticate(HTTPConnection(scope))
+        result = await finish(backend.authenticate(HTTPConnection(scope)))
     except AuthenticationError as exc:
         if strict:
             raise Unauthenticated from exc

@@ -13,7 +13,7 @@ export const CLOSE_CODES = {
   "4400": {"code": 4400, "name": "bad_frame", "reconnect": "no"},
   "4401": {"code": 4401, "name": "unauthenticated", "reconnect": "token"},
   "4403": {"code": 4403, "name": "forbidden", "reconnect": "no"},
-  "4404": {"code": 4404, "name": "no_auth", "reconnect": "no"},
+  "4404": {"code": 4404, "name": "no_auth", "reconnect": "yes"},
   "4408": {"code": 4408, "name": "no_heartbeat", "reconnect": "yes"},
   "4429": {"code": 4429, "name": "rate_limited", "reconnect": "after"},
   "4440": {"code": 4440, "name": "slow_consumer", "reconnect": "yes"},

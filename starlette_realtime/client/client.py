@@ -153,7 +153,7 @@ class Client(Channel):
             async with self._clock.timeout(timeout):
                 while self.state != "online":
                     if self.closed is not None:
-                        raise self.closed
+                        raise self.closed.with_traceback(None)
                     await self._changes.wait()
         except TimeoutError:
             raise TimeoutError(f"not online within {timeout} s{self._last and ': '}{self._last}") from None

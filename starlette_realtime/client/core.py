@@ -141,7 +141,7 @@ class Core:
     ) -> Entry:
         """Queue a command."""
         if self.dialer.closed is not None:
-            raise self.dialer.closed
+            raise self.dialer.closed.with_traceback(None)
         return self._outbox.push(body, done, lane=lane, gate=stay, event=event, timeout=timeout)
 
     def forget(self, entry: Entry) -> None:

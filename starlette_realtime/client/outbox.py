@@ -106,7 +106,7 @@ class Outbox:
     ) -> Entry:
         """Take a command in, and write it if it may go. Raises `QueueFull`, or why its room is over."""
         if gate is not None and gate.error is not None:
-            raise gate.error
+            raise gate.error.with_traceback(None)  # it is raised as often as it is asked for
         if len(self._entries) >= self._limit:
             raise QueueFull(f"{self._limit} commands wait already: await what you send, or raise `queue`")
         entry = Entry(body, done, lane, gate, event)

@@ -89,7 +89,7 @@ class Channel:
                 item = await self._item()
                 if isinstance(item, End):
                     if item.error is not None:
-                        raise item.error
+                        raise item.error.with_traceback(None)
                     raise StopAsyncIteration
                 if isinstance(item, Reset):
                     return item

@@ -69,7 +69,7 @@ class Room(Channel):
         self.awaited = True
         while not self._stay.admitted:
             if self._stay.error is not None:
-                raise self._stay.error
+                raise self._stay.error.with_traceback(None)
             await self._changes.wait()
         return self
 

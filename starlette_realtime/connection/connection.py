@@ -8,12 +8,19 @@ from typing import Any, Protocol, TypeVar, overload
 
 from msgspec import Raw
 
-from starlette_realtime.asgi import close_reason
+from starlette_realtime.asgi import close_reason, milliseconds
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection.lanes import Lanes
 from starlette_realtime.connection.outbox import Outbox
 from starlette_realtime.counters import Counters
-from starlette_realtime.errors import CLOSE_CODES, ConfigurationError, ConnectionClosed, Refused, Unavailable
+from starlette_realtime.errors import (
+    CLOSE_CODES,
+    ConfigurationError,
+    ConnectionClosed,
+    Declined,
+    Refused,
+    Unavailable,
+)
 from starlette_realtime.messages import Answer, Error, Event, Identity, Position, ServerEvent
 from starlette_realtime.patterns import check_event
 from starlette_realtime.protocols.base import WireProtocol
@@ -133,6 +140,7 @@ class Connection:
         self.welcomed = False
         self.renewed = clock.now()
         self.authenticated = authenticated if authenticated is not None else clock.time()
+        self.asked = False
         self.admitted = False
         self.admitted_user: str | None = None
         self.gone = False
@@ -197,7 +205,7 @@ class Connection:
         """
         Ask the client and wait for its answer, at most `timeout` seconds (10 by default), validated as `returns`.
 
-        Raises `Refused` with the client's error, with `timeout`, or with `invalid_payload`; `Unavailable` when 16
+        Raises `Declined` with the client's error; `Refused` with `timeout` or `invalid_payload`; `Unavailable` when 16
         requests are open already; `ConnectionClosed`.
         """
         return await self.ask(event, data, room=None, returns=returns, timeout=timeout)
@@ -235,9 +243,11 @@ class Connection:
         if self.closed:
             return
         name = error or row.name
-        self.close_code = code
-        self.close_reason = close_reason(name, retry_after)
+        if retry_after is not None:
+            retry_after = milliseconds(retry_after)
+        reason = close_reason(name, retry_after)
         frames = self.protocol.send(Error(name, message or row.meaning, retry_after))
+        self.close_code, self.close_reason = code, reason
         self.outbox.finish(frames, discard=discard)
         # A peer that neither reads nor closes must not hold on to its connection.
         self.timers["closing"] = self.clock.call_later(self.options.send_timeout, self.abort)
@@ -290,7 +300,7 @@ class Connection:
             self._requests.pop(number, None)
         if answer.error is not None:
             error = answer.error
-            raise Refused(error.code, error.message, retry_after=error.retry_after, fields=error.fields)
+            raise Declined(Refused(error.code, error.message, retry_after=error.retry_after, fields=error.fields))
         return self._service.decode(answer.data, returns)
 
     def answered(self, answer: Answer) -> bool:

@@ -12,6 +12,7 @@ import anyio.to_thread
 from starlette_realtime.clock import Clock
 from starlette_realtime.messages import Entry
 from starlette_realtime.presence.users import ConnectionPresence, view
+from starlette_realtime.tasks import finish
 
 __all__ = ["HANDLING", "WAITING", "Callbacks", "Heard"]
 
@@ -99,6 +100,6 @@ class Callbacks:
                 else:
                     result = await anyio.to_thread.run_sync(function, topic, view(entry))
                 if inspect.isawaitable(result):
-                    await result
+                    await finish(result)
         except Exception:
             logger.exception("on_join or on_leave failed")

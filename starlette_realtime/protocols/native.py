@@ -49,6 +49,7 @@ _MAX_KEY: Final = 64  # characters of a key, a position's epoch or id, an error 
 _MAX_CREDENTIAL: Final = 8192  # characters of a token or session
 _MAX_SINCE: Final = 100  # rooms that the server joins
 _MAX_META: Final = 1024  # bytes
+_MAX_WAIT: Final = 86_400  # seconds that a client may ask for
 _MAX_EXPLANATION: Final = 200  # characters
 
 _INTEGER: Final = re.compile(rb"-?(?:0|[1-9][0-9]*)")
@@ -209,8 +210,15 @@ def _fault(command: _Read) -> str:
         case Answer():
             if command.id is None:
                 return "a `reply` repeats the `id` of what it answers"
-            return _length("error.code", command.error.code, _MAX_KEY) if command.error else ""
+            return _error(command.error) if command.error else ""
     return ""
+
+
+def _error(error: Failure) -> str:
+    wait = error.retry_after
+    if wait is not None and not 0 <= wait <= _MAX_WAIT:
+        return f"`error.retry_after` is 0 to {_MAX_WAIT} s"
+    return _length("error.code", error.code, _MAX_KEY)
 
 
 def _length(name: str, value: str | None, most: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import isfinite
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -127,9 +128,12 @@ class Publisher:
         Revoke what was issued to a user until now, or until `issued_before` (Unix seconds): connections close with
         4450, and older credentials are refused, everywhere within 15 s.
 
-        "Now" is this machine's clock. Where the servers' are ahead of it, pass a time that is ahead by as much.
+        "Now" is this machine's clock. Where the servers' are ahead of it, pass a time that is ahead by as much. Raises
+        `Unavailable`: it may be revoked or not, and to call it again does no harm.
         """
         check_user(user)
+        if issued_before is not None and not isfinite(issued_before):
+            raise ValueError(f"issued_before is in Unix seconds, not {issued_before!r}")
         await self._revoke(user_subject(user), issued_before)
 
     async def revoke_token(self, token_id: str) -> None:

@@ -8,7 +8,14 @@ from starlette_realtime.asgi import outcome
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.clock import Clock, Timer
 from starlette_realtime.connection import Connection
-from starlette_realtime.errors import ConnectionClosed, Forbidden, Refused, Unauthenticated, UnknownRoom
+from starlette_realtime.errors import (
+    ConnectionClosed,
+    Forbidden,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+    UnknownRoom,
+)
 from starlette_realtime.messages import Auth, Authenticated, Expiring, Identity, Joined, JoinedRoom, Left
 from starlette_realtime.patterns import encode_user
 from starlette_realtime.payloads import Call, Handler
@@ -57,6 +64,11 @@ class Admission:
         """Give the client its time for `auth`."""
         connection.set_timer("auth", connection.options.auth_timeout, connection.close, 4404)
 
+    def asked(self, connection: Connection) -> None:
+        """An `auth` has come: from now on time is the server's."""
+        connection.asked = True
+        connection.cancel_timer("auth")
+
     def check(self, connection: Connection) -> Identity:
         """The connection's identity; raises `Unauthenticated` before `auth`, and when it has expired."""
         identity = connection.identity
@@ -75,7 +87,12 @@ class Admission:
         first = connection.identity is None
         # What is revoked from this moment on is meant by it; credentials that were shown before are as old as then.
         since = self._clock.time() if command.token is not None else connection.authenticated
-        identity = await self._identify(connection, command)
+        try:
+            async with self._clock.timeout(connection.options.auth_timeout):
+                identity = await self._identify(connection, command)
+        except TimeoutError:
+            logger.warning("credentials took over %.1f s to check", connection.options.auth_timeout)
+            raise Unavailable("the credentials could not be checked in time") from None
         if not first and identity.user != connection.user:
             raise Forbidden("a refresh keeps the user: reconnect to be somebody else")
         if first:
@@ -87,7 +104,6 @@ class Admission:
             raise Unauthenticated(code="revoked")  # since it was looked at
         connection.identity = identity
         connection.authenticated = since
-        connection.cancel_timer("auth")
         if first:
             self._continue_session(connection)
             connection.since = dict(command.since)

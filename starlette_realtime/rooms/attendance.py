@@ -66,6 +66,7 @@ class Attendance:
         self._present: dict[tuple[str, str], Membership] = {}
         self._lingering: dict[tuple[str, str], _Linger] = {}
         self._telling: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._away = False
         self.tasks = Tasks("leaving a room failed", logger=logger)
         """What is owed, whoever asked for it may be gone."""
 
@@ -136,8 +137,11 @@ class Attendance:
             gone = await self._store.leave(membership.name, (membership.entry.connection,))
         except StoreError as exc:
             # The store makes it up when it is back, and `changed` hears of it: nobody stays as a ghost.
-            logger.warning("a member leaves when the store is back: %s", exc)
+            level = logging.DEBUG if self._away else logging.WARNING
+            logger.log(level, "members leave when the store is back: %s", exc)
+            self._away = True
             return
+        self._away = False
         if gone:
             await asyncio.shield(self.tell(membership, joined=False))
 
@@ -175,7 +179,8 @@ class Attendance:
     def changed(self, name: str, joined: Sequence[Entry], left: Sequence[Entry]) -> None:
         """The store itself brought users back or removed them (`Store.on_presence`): tell the handlers."""
         for entry in joined:
-            membership = self._present.get((name, entry.connection))
+            # Who has just gone again came, too: the leave will be told.
+            membership = self._present.get((name, entry.connection)) or self._absent(name, entry)
             if membership is not None:
                 self.tell(membership, joined=True)
         for entry in left:
@@ -199,8 +204,10 @@ class Attendance:
             membership.entry = entry
             return
         try:
-            await self._store.enter(membership.name, (entry,))
+            arrived = await self._store.enter(membership.name, (entry,))
             membership.entry = entry
+            if arrived:  # after a missed lease, say: nobody was there any more
+                self.tell(membership, joined=True)
         except StoreError as exc:
             raise Unavailable from exc
         finally:

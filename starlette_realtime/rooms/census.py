@@ -34,7 +34,7 @@ ANSWER_BYTES = 128 * 1024
 MOST_PROCESSES = 10_000
 """How many processes are asked at most."""
 
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What reading something of another process raises, that is not what it should be."""
 
 OPEN = 100

@@ -11,7 +11,7 @@ from starlette_realtime.asgi import milliseconds
 from starlette_realtime.auth import AuthGuard
 from starlette_realtime.auth.refusals import why
 from starlette_realtime.clock import Clock
-from starlette_realtime.connection import Connection, ConnectionOptions
+from starlette_realtime.connection import Connection, ConnectionOptions, size_of
 from starlette_realtime.counters import Counters
 from starlette_realtime.errors import (
     ConnectionClosed,
@@ -55,10 +55,11 @@ from starlette_realtime.rooms.declaration import Events, Room
 from starlette_realtime.rooms.joining import Joining
 from starlette_realtime.rooms.limits import CommandLimits, RoomsOptions
 from starlette_realtime.rooms.member import Member, Membership, RoomView
-from starlette_realtime.rooms.publishing import DISCONNECT, KICK, Disconnect, Kick, Publishing
+from starlette_realtime.rooms.publishing import DISCONNECT, KICK, TURN, Disconnect, Kick, Publishing, Turn
 from starlette_realtime.store import Store
 from starlette_realtime.tasks import Tasks
 from starlette_realtime.tokens import Sessions
+from starlette_realtime.types import Frame
 
 __all__ = ["Rooms", "RoomsOptions"]
 
@@ -156,6 +157,7 @@ class Rooms:
                 self._fail(connection, command, refused)
             return
         if isinstance(command, Auth):
+            self.admission.asked(connection)
             if lanes.held >= 2 * lanes.size:
                 self._fail(connection, command, RateLimited(retry_after=1.0))
             else:
@@ -259,18 +261,33 @@ class Rooms:
 
     async def _work(self, connection: Connection, command: Command) -> None:
         try:
-            self.admission.check(connection)
-            data = await self._run(connection, command)
+            frames = await self._reply(connection, command)
+            if not frames:
+                return
+            size = size_of(frames)
+            if connection.outbox.fits(size):
+                connection.put(frames, size)
+                return
+            # Nobody is closed for what it asked for: the reply waits for its turn, and its lane with it.
+            if isinstance(command, GetHistory | GetMembers):
+                frames = ()  # made again then: an inbox of pages would be much to keep for who hardly reads
+            async with connection.recovering:
+                if not connection.closed:
+                    await connection.outbox.put_unbounded(frames or await self._reply(connection, command))
         except BaseException as exc:
             self._failed(connection, command, exc)
-            return
+
+    async def _reply(self, connection: Connection, command: Command) -> tuple[Frame, ...]:
+        """Do what is asked; the reply's frames, none where there is nothing to reply, or that has been done."""
+        self.admission.check(connection)
+        data = await self._run(connection, command)
         if data is None or command.id is None:
-            return
-        if len(bytes(data)) > connection.options.largest:
-            logger.error("a reply of %d bytes is more than may wait for a client", len(bytes(data)))
-            self._fail(connection, command, Refused("too_large", "the reply is too large"))
-            return
-        connection.push(Reply(command.id, data))
+            return ()
+        size = len(bytes(data))
+        if size > connection.options.largest:
+            logger.error("a reply of %d bytes is more than may wait for a client", size)
+            raise Refused("too_large", "the reply is too large")
+        return connection.protocol.send(Reply(command.id, data))
 
     async def _run(self, connection: Connection, command: Command) -> Raw | None:
         """What to reply; None where that has been done."""
@@ -299,6 +316,8 @@ class Rooms:
         if isinstance(command, SetStatus):
             names = [command.room] if command.room is not None else list(connection.rooms)
             for name in names:
+                if command.room is None and name not in connection.rooms:
+                    continue  # it was left, or removed from it, meanwhile
                 membership = self._membership(connection, name)
                 await self.attendance.set_status(membership, status=command.status, meta=command.meta)
             return EMPTY
@@ -313,17 +332,22 @@ class Rooms:
     async def _event(self, connection: Connection, command: Send) -> Raw:
         objects: dict[type, object] = {Connection: connection}
         params: Mapping[str, object] = {}
+        turn = Turn(connection.who, command.key or "")
         if command.room is None:
             bound = self.events.get(command.event)
         else:
             membership = self._membership(connection, command.room)
             bound = membership.room.events.get(command.event)
-            objects[Member] = Member(self.publishing, membership, command.key or "", limited=True)
+            objects[Member] = Member(self.publishing, membership, turn)
             params = membership.params
         if bound is None:
             raise Refused("unknown_event", f"nobody handles {command.event!r} here")
         await self._limits.handler(connection, bound, command)
-        return encode(await bound.handler(Call(objects, params, command.data)))
+        TURN.set(turn)  # this is a task of the lane's own, which handles one event after the other
+        try:
+            return encode(await bound.handler(Call(objects, params, command.data)))
+        finally:
+            TURN.set(None)
 
     def _membership(self, connection: Connection, name: str) -> Any:
         membership = connection.rooms.get(name)
@@ -373,7 +397,7 @@ class Rooms:
         return f"{kind} in {found[0].template}" if found is not None else kind
 
     def _fail(self, connection: Connection, command: Command, refusal: Refused) -> None:
-        self._counters.refused[refusal.code] += 1
+        self._counters.refuse(refusal.code)
         code, message, fields = refusal.code, refusal.message, refusal.fields
         retry_after = None if refusal.retry_after is None else milliseconds(refusal.retry_after)
         event: ServerEvent

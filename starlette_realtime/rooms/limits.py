@@ -61,7 +61,7 @@ class CommandLimits:
 
     async def command(self, connection: Connection, command: Command) -> Refused | None:
         """Count a command; tells why it is refused, if it is."""
-        if isinstance(command, Auth) and connection.identity is not None:
+        if isinstance(command, Auth) and connection.asked:
             return self._own(connection, "refreshes", REFRESHES, 1)
         if isinstance(command, Join):
             return await self._take(connection, self._limiter.joins, command)

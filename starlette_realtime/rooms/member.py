@@ -15,7 +15,7 @@ from starlette_realtime.messages import Connections, Entry, Event, Events, Ident
 from starlette_realtime.patterns import check_event, encode_user
 from starlette_realtime.presence import UserPresence, by_user
 from starlette_realtime.rooms.declaration import Room
-from starlette_realtime.rooms.publishing import Kick, Publishing
+from starlette_realtime.rooms.publishing import Kick, Publishing, Turn
 
 T = TypeVar("T")
 
@@ -111,21 +111,20 @@ class Member(RoomView):
     Attributes:
         identity (Identity): Who it is: user, claims, and until when.
         key (str): The client's idempotency key, "" without one. What the handler publishes is published once, however
-            often the client repeats the event with that key; use it for other side effects, too.
+            often the client repeats the event with that key, also through `realtime.at` and `send_to_user`, but not
+            what it leaves to tasks of its own; use it for other side effects, too.
         params (Mapping[str, str | int]): The parameters of the room's pattern, by name.
         room (str): The room's name.
         entry (Entry): Its presence record, as it was when the event began.
     """
 
-    __slots__ = ("_connection", "_limited", "_n", "entry", "identity", "key")
+    __slots__ = ("_connection", "_turn", "entry", "identity")
 
-    def __init__(self, publishing: Publishing, membership: Membership, key: str = "", *, limited: bool = False) -> None:
+    def __init__(self, publishing: Publishing, membership: Membership, turn: Turn | None = None) -> None:
         super().__init__(publishing, membership.room, membership.name, membership.params)
         self._connection = membership.connection
-        self._n = 0
-        self._limited = limited
+        self._turn = turn
         self.entry = membership.entry
-        self.key = key
         self.identity: Identity = membership.connection.identity or Identity(membership.entry.user)
 
     def __repr__(self) -> str:
@@ -135,6 +134,11 @@ class Member(RoomView):
     def user(self) -> str | None:
         """The authenticated user; None for an anonymous member of a public room."""
         return self.identity.user
+
+    @property
+    def key(self) -> str:
+        """The client's idempotency key, "" without one."""
+        return self._turn.key if self._turn is not None else ""
 
     @property
     def connection(self) -> Connection:
@@ -148,6 +152,7 @@ class Member(RoomView):
         Raises `RateLimited` where the user publishes too much, `Unavailable` when the store is away, `Refused`
         (`too_large`), and `ConfigurationError` in an ephemeral room.
         """
+        n = self._next()
         await self._count()
         return await self._publishing.publish(
             self.definition,
@@ -158,7 +163,7 @@ class Member(RoomView):
             exclude=self._connection.session if others_only else None,
             producer=self._connection.who,
             key=self.key,
-            n=self._next(),
+            n=n,
         )
 
     async def broadcast_volatile(self, event: str, data: object = None, *, others_only: bool = False) -> None:
@@ -176,6 +181,7 @@ class Member(RoomView):
 
         Raises what `broadcast` raises.
         """
+        n = self._next()
         await self._count()
         return await self._publishing.publish(
             self._publishing.user_room,
@@ -185,7 +191,7 @@ class Member(RoomView):
             sender=self._sender(),
             producer=self._connection.who,
             key=self.key,
-            n=self._next(),
+            n=n,
         )
 
     async def send(self, event: str, data: object = None) -> None:
@@ -218,12 +224,12 @@ class Member(RoomView):
         await self._connection.leave(self.room, code=code)
 
     async def _count(self) -> None:
-        if self._limited and self._publishing.limit is not None:
+        if self._turn is not None and self._publishing.limit is not None:
             await self._publishing.limit(self._connection)
 
     def _sender(self) -> Sender:
         return Sender(self.entry.connection, self.user if self.definition.show_users else None)
 
     def _next(self) -> int:
-        n, self._n = self._n, self._n + 1
-        return n
+        # Before anything is awaited: a publication that is refused has its number, too, and so has what runs beside it.
+        return self._turn.next() if self._turn is not None else 0

@@ -1,7 +1,9 @@
 """Publishing: from an application's value to the store, by the rooms' own definitions."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 
 import msgspec
 
@@ -56,6 +58,37 @@ class Disconnect(msgspec.Struct, frozen=True):
 UNSTARTED = (
     "Realtime was not started, so nobody would hear this: use lifespan=realtime.lifespan or `async with realtime:`"
 )
+
+
+class Turn:
+    """
+    One event of a client, while the handler runs in its task: what that publishes is published once.
+
+    `producer` is whose event it is, and `key` its idempotency key, "" without one. The numbers go by the order of the
+    publications, so that a repetition of the event gives each the same one.
+    """
+
+    __slots__ = ("_n", "_task", "key", "producer")
+
+    def __init__(self, producer: str, key: str) -> None:
+        self.producer = producer
+        self.key = key
+        self._task = asyncio.current_task()
+        self._n = 0
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the handler's own task: what it leaves to others may come in any order."""
+        return asyncio.current_task() is self._task
+
+    def next(self) -> int:
+        """The number of the next publication."""
+        n, self._n = self._n, self._n + 1
+        return n
+
+
+TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
+"""Whose event is being handled, for what is published without a member."""
 
 
 class Publishing:
@@ -126,9 +159,15 @@ class Publishing:
         key: str = "",
         n: int = 0,
     ) -> Position:
-        """Publish a kept event; raises `Unavailable`, or `Refused` (`too_large`)."""
+        """
+        Publish a kept event; raises `Unavailable`, or `Refused` (`too_large`).
+
+        Without a `key`, in a handler of a client's event, it has that event's.
+        """
         if room.history is None:
             raise ConfigurationError(f"{room!r} keeps no history: use broadcast_volatile there")
+        if not key and (turn := TURN.get()) is not None and turn.key and turn.here:
+            producer, key, n = turn.producer, turn.key, turn.next()
         body = self._body(event, data, sender, exclude, None)
         try:
             position = await self.store.publish(name, body, history=room.history, producer=producer, key=key, n=n)

@@ -153,16 +153,18 @@ class Endpoint:
 
     def _tell_origin(self, scope: Scope) -> None:
         """Tell the developer, who sees only a page that doesn't work; each origin once, and not many."""
-        origin = b", ".join(header_values(scope, b"origin"))[:200]
+        origins = header_values(scope, b"origin")
+        origin = b", ".join(origins)[:200]
         if origin in self._refused_origins or len(self._refused_origins) >= 100:
             return
         self._refused_origins.add(origin)
         host = b", ".join(header_values(scope, b"host"))[:200]
-        logger.warning(
-            "refused origin %r for host %r: if that page may connect, add it with origins=[…]",
-            origin.decode("latin-1"),
-            host.decode("latin-1"),
-        )
+        advice = "if that page may connect, add it with origins=[…]"
+        if not self._guard.origins.check_host(scope):
+            advice = "the host is not an allowed one, or is not one host"
+        elif len(origins) != 1:
+            advice = "a page has one origin, and a program that has none sends no cookie"
+        logger.warning("refused origin %r for host %r: %s", origin.decode("latin-1"), host.decode("latin-1"), advice)
 
     async def _handshake(self, scope: Scope, receive: Receive, send: Send) -> Connection | None:
         """Count and authenticate a handshake; None where it was refused, and the peer told."""
@@ -218,7 +220,7 @@ class Endpoint:
         """Deny, with the `error` frame that goes before every close for who can't read the status."""
         row = CLOSE_CODES[code]
         name = reason or row.name
-        self._counters.refused[name] += 1
+        self._counters.refuse(name)
         message = message or ERROR_CODES.get(name, row.meaning)
         error = NativeProtocol.encode(Error(name, message, None if retry_after is None else milliseconds(retry_after)))
         frames = [frame for frame in error if isinstance(frame, str)]

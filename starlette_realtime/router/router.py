@@ -189,7 +189,8 @@ class RoomRouter:
         Revoke what was issued to a user until now, or until `issued_before` (Unix seconds): connections close with
         4450, and older credentials are refused.
 
-        Everywhere within 15 s, most often at once. Raises `Unavailable` when the store is away.
+        Everywhere within 15 s, most often at once. Raises `Unavailable` when the store is away: it may be revoked or
+        not, and to call it again does no harm.
         """
         try:
             await self.guard.revoke_user(user, issued_before=issued_before)

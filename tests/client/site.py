@@ -11,6 +11,7 @@ from starlette.routing import Mount
 
 from starlette_realtime import (
     Connection,
+    Declined,
     History,
     Member,
     Position,
@@ -50,7 +51,10 @@ class Site:
 
         @self.chat.on("ask")
         async def ask(member: Member, data: Any) -> Any:
-            return await member.request("question", data, timeout=5.0)
+            try:
+                return await member.request("question", data, timeout=5.0)
+            except Declined as declined:
+                raise declined.answer from declined  # it is the same client's own word
 
         locked = self.realtime.room("locked")
 

@@ -5,6 +5,8 @@ import logging
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -51,6 +53,28 @@ async def test_a_string_ends_the_client_when_it_expires(site: Site) -> None:
         await site.clock.advance(700.0)
         assert client.closed is not None
         assert client.closed.code == 4401
+
+
+async def test_an_end_that_is_told_again_and_again_holds_on_to_nothing(site: Site) -> None:
+    async with site.client(token=site.token()) as client:
+        room = await client.join("chat:1")
+        await site.clock.advance(700.0)
+
+        async def depth(call: Callable[[], Any]) -> int:
+            with pytest.raises(Closed) as closed:
+                await call()
+            return len(list(traceback.walk_tb(closed.value.__traceback__)))
+
+        calls = (
+            lambda: client.send("event"),
+            lambda: room.send("event"),
+            lambda: client.join("chat:2"),
+            lambda: client.wait_online(),
+            lambda: anext(aiter(room)),
+        )
+        for call in calls:
+            depths = {await depth(call) for _ in range(20)}
+            assert max(depths) < 10
 
 
 async def test_a_plain_function_runs_in_a_thread(site: Site) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from starlette_realtime import Connection, ConnectionClosed, Member, Realtime, Refused
+from starlette_realtime import ERROR_CODES, Connection, ConnectionClosed, Declined, Member, Realtime, Refused
 from starlette_realtime.testing import settle
 from tests.rooms.support import Client, Failed, World, connection_options, serving
 
@@ -86,10 +86,27 @@ async def test_the_clients_error_is_raised_in_the_handler(asking: Asking) -> Non
         number = await ada.command("event", event="ask", room="chat:1")
         error = {"code": "busy", "message": "not now", "retry_after": 2.0}
         await ada.peer.send({"type": "reply", "id": (await question(ada))["id"], "error": error})
-        with pytest.raises(Failed):
+        with pytest.raises(Failed) as failed:
             await ada.answer(number)
         (raised,) = asking.results
-        assert (raised.code, raised.message, raised.retry_after) == ("busy", "not now", 2.0)
+        assert isinstance(raised, Declined)
+        assert (raised.answer.code, raised.answer.message, raised.answer.retry_after) == ("busy", "not now", 2.0)
+        # Whoever is told of it is told in the server's words: it may be somebody else.
+        assert failed.value.error == {"code": "declined", "message": ERROR_CODES["declined"]}
+        assert world.realtime.counters.refused == {"declined": 1}
+
+
+@pytest.mark.parametrize("retry_after", [1e308, -1.0, 86_401])
+async def test_a_client_cannot_ask_to_be_waited_for_without_end(asking: Asking, retry_after: float) -> None:
+    async with serving(asking) as world:
+        ada = await world.enter("ada", "chat:1")
+        number = await ada.command("event", event="ask", room="chat:1")
+        error = {"code": "busy", "retry_after": retry_after}
+        await ada.peer.send({"type": "reply", "id": (await question(ada))["id"], "error": error})
+        assert (await ada.expect("error"))["code"] == "bad_frame"
+        await world.clock.advance(0.5)
+        with pytest.raises(Failed, match="timeout"):
+            await ada.answer(number)
 
 
 async def test_no_answer_in_time_is_a_timeout_and_a_late_answer_is_dropped(asking: Asking) -> None:

@@ -164,6 +164,24 @@ async def test_a_refused_origin_is_logged_once_with_the_remedy(caplog: pytest.Lo
     assert "origins=[" in told
 
 
+@pytest.mark.parametrize(
+    ("headers", "advice"),
+    [
+        ([("host", "elsewhere.example")], "not one host"),
+        ([("cookie", "token=x")], "sends no cookie"),
+    ],
+)
+async def test_no_origin_is_advised_where_none_would_help(
+    headers: list[tuple[str, str]], advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Realtime(authenticate=Slow(), cookie="token", clock=FakeClock()) as realtime:
+        with pytest.raises(Rejected):
+            await Peer(realtime, "/ws", subprotocols=[SUBPROTOCOL], headers=headers).connect()
+        (told,) = [record.getMessage() for record in caplog.records if "refused origin" in record.getMessage()]
+        assert advice in told
+        assert "origins=[" not in told
+
+
 async def test_a_stop_spreads_the_clients_that_come_back() -> None:
     clock = FakeClock()
     async with Realtime(anonymous=True, clock=clock) as realtime:

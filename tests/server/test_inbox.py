@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from starlette_realtime import Connection, ConnectionClosed, Member, Realtime, Refused
+from starlette_realtime import Connection, ConnectionClosed, Declined, Member, Realtime, Refused
 from starlette_realtime.testing import FakeClock
 from tests.server.support import AT_ONCE, Peer, Site, declare, new_tokens, relaxed, running
 from tests.support.server import RunningServer
@@ -238,9 +238,11 @@ async def test_the_clients_refusal_is_the_handlers(peer: Peer, desk: Desk) -> No
     question = await peer.expect("event", event="question")
     await peer.send("reply", id=question["id"], error={"code": "busy", "message": "later", "retry_after": 2.5})
     error = (await peer.expect("reply", id=1))["error"]
-    assert (error["code"], error["message"], error["retry_after"]) == ("busy", "later", 2.5)
+    assert error["code"] == "declined"
+    assert not error.keys() & {"retry_after", "fields"}
     (outcome,) = desk.outcomes
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, Declined)
+    assert (outcome.answer.code, outcome.answer.message, outcome.answer.retry_after) == ("busy", "later", 2.5)
 
 
 @pytest.mark.parametrize("timeout", [None, 0.05, 60.0])

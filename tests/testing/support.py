@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from starlette_realtime import Clock, Connection, Identity, Member, MemoryStore, Realtime, Refused, Store
+from starlette_realtime import Clock, Connection, Declined, Identity, Member, MemoryStore, Realtime, Store
 
 
 async def by_name(token: str) -> Identity | None:
@@ -37,8 +37,8 @@ def make_realtime(store: Store | None = None, clock: Clock | None = None) -> Rea
     async def ask(member: Member) -> Any:
         try:
             return await member.request("question", {"of": "life"})
-        except Refused as refused:
-            return {"refused": refused.code}
+        except Declined as declined:
+            return {"refused": declined.answer.code}
 
     @realtime.on("whoami")
     async def whoami(connection: Connection) -> str | None:
