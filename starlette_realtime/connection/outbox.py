@@ -20,12 +20,13 @@ class Outbox:
     """
     A queue of ready frames and the one writer that empties it.
 
-    `max_bytes` and `max_entries` bound what waits; going over calls `overflow` once and takes nothing more. A single
-    write that takes longer than `timeout` seconds (for each 64 KiB) calls `stuck` once. This is the seam where a
-    transport that takes shared bytes without awaiting can come in.
+    `max_bytes` and `max_entries` bound what waits; going over calls `overflow` once and takes nothing more: so what can
+    wait elsewhere asks `fits`. A single write that takes longer than `timeout` seconds (for each 64 KiB) calls `stuck`
+    once. This is the seam where a transport that takes shared bytes without awaiting can come in.
     """
 
     __slots__ = (
+        "_before",
         "_clock",
         "_closed",
         "_counters",
@@ -69,12 +70,22 @@ class Outbox:
         self._wake: asyncio.Future[None] | None = None
         self._watch: Timer | None = None
         self._since: float | None = None
+        self._before = 0
         self._writing = 0
         self._ending = False
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def largest(self) -> int:
+        """The larger of the last two frames that were handed over, in bytes: the server may still hold them."""
+        return max(self._before, self._writing)
+
+    def fits(self, size: int) -> bool:
+        """Whether `size` bytes more leave half of each bound to what can't wait."""
+        return (self.size + size) * 2 <= self.max_bytes and len(self._items) * 2 <= self.max_entries
 
     def put(self, frames: tuple[Frame, ...], size: int) -> None:
         """Queue frames of `size` bytes in all; over a bound they are not taken, and `overflow` is called."""
@@ -97,14 +108,19 @@ class Outbox:
         if self.size * 4 <= self.max_bytes and len(self._items) * 4 <= self.max_entries:
             self.put(frames, size)
 
-    def put_unbounded(self, frames: tuple[Frame, ...], written: "asyncio.Future[None]") -> None:
-        """Queue frames that don't count, one lot at a time; `written` is done when they are out or never will be."""
+    def put_unbounded(self, frames: tuple[Frame, ...]) -> "asyncio.Future[None]":
+        """
+        Queue frames that don't count; what is returned is done when they are out or never will be.
+
+        The caller sees to it that there is one lot at a time.
+        """
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._ending or self._closed:
-            if not written.done():
-                written.set_result(None)
-            return
-        self._items.append((frames, 0, written))
-        self._notify()
+            written.set_result(None)
+        else:
+            self._items.append((frames, 0, written))
+            self._notify()
+        return written
 
     def finish(self, last: tuple[Frame, ...] = (), *, discard: bool = False) -> None:
         """Take nothing more; the writer returns when `last` is out, after the rest, or instead of it (`discard`)."""
@@ -149,7 +165,9 @@ class Outbox:
 
     async def _write(self, write: Write, frame: Frame) -> None:
         self._since = self.wrote = self._clock.now()
-        self._writing = len(frame)
+        self._before, self._writing = self._writing, len(frame)
+        if self._writing > _RATE_FLOOR and isinstance(frame, str) and not frame.isascii():
+            self._writing = len(frame.encode())
         if self._watch is None:
             self._watch = self._clock.call_later(self._timeout, self._check)
         try:
@@ -163,7 +181,8 @@ class Outbox:
         self._watch = None
         if self._closed or self._since is None:
             return
-        limit = self._timeout * max(1.0, self._writing / _RATE_FLOOR)
+        # A server may take a frame at once, and let the next one wait until it is out.
+        limit = self._timeout * max(1.0, self.largest / _RATE_FLOOR)
         left = self._since + limit - self._clock.now()
         if left > 0:
             self._watch = self._clock.call_later(max(left, 0.001), self._check)

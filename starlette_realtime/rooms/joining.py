@@ -38,6 +38,7 @@ from starlette_realtime.rooms.declaration import Room
 from starlette_realtime.rooms.kicks import may_be_kicked
 from starlette_realtime.rooms.member import Membership
 from starlette_realtime.store import Store
+from starlette_realtime.types import Frame
 
 logger = logging.getLogger("starlette_realtime.rooms")
 
@@ -185,8 +186,8 @@ class Joining:
                 entered = True
                 membership.arrived = await self._attendance.enter(membership)
             async with connection.recovering if since is not None else _nothing():
-                written = await self._finish(membership, replay, since, respond)
-                if written is not None and since is not None:
+                written = await self._finish(membership, replay, since, respond, alone=since is not None)
+                if written is not None:
                     await written
         except BaseException as exc:
             if membership.live:
@@ -200,8 +201,15 @@ class Joining:
             raise
 
     async def _finish(
-        self, membership: Membership, replay: Replay | None, since: Position | None, respond: Respond
+        self,
+        membership: Membership,
+        replay: Replay | None,
+        since: Position | None,
+        respond: Respond,
+        *,
+        alone: bool,
     ) -> "asyncio.Future[None] | None":
+        """Answer, and be in the room; what is returned has to be awaited. `alone`: `connection.recovering` is held."""
         connection, room, topic = membership.connection, membership.room, membership.topic
         assert topic is not None
         before = connection.rooms.get(membership.name)  # itself, where it is there already
@@ -230,6 +238,19 @@ class Joining:
         elif since is not None:
             self._counters.reset += 1
         frames = connection.protocol.send(respond(joined))
+        size = size_of(frames)
+        fits = connection.outbox.fits(size)
+        if not fits and not alone:
+            # Nobody is closed for what it asked for. Made again then, and not kept: the room will be elsewhere.
+            del frames, joined, events, publications, deliveries
+            async with connection.recovering:
+                if replay is not None:
+                    replay = Replay()
+                    topic.buffer(connection, replay)
+                written = await self._finish(membership, replay, since, respond, alone=True)
+                if written is not None:
+                    await written
+            return None
         connection.rooms[membership.name] = membership
         membership.live = True
         membership.position = joined.position
@@ -237,14 +258,11 @@ class Joining:
             # Before anything can make it leave again.
             membership.told, membership.arrived = self._attendance.tell(membership, joined=True), False
         topic.live(connection, joined.position, self._store.position(membership.name))
-        size = size_of(frames)
-        if not events and size <= connection.options.largest:
+        if fits and not (alone and events):
             connection.put(frames, size)
             return None
         # A recovery, or many members, don't count against the outbox: nobody could come in otherwise.
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.outbox.put_unbounded(frames, written)
-        return written
+        return connection.outbox.put_unbounded(frames)
 
     async def _read(self, membership: Membership, replay: Replay) -> list[Publication | Gap]:
         deliveries: list[Publication | Gap] = []
@@ -298,6 +316,18 @@ class Joining:
         if since is not None and room.history is not None:
             await self._resume(membership, since, respond)
             return
+        frames = await self._stays(membership, respond)
+        size = size_of(frames)
+        if connection.outbox.fits(size):
+            connection.put(frames, size)
+            return
+        del frames  # not kept while it waits
+        async with connection.recovering:
+            await connection.outbox.put_unbounded(await self._stays(membership, respond))
+
+    async def _stays(self, membership: Membership, respond: Respond) -> tuple[Frame, ...]:
+        """What to answer who has joined already, before anything else from the room."""
+        connection, room = membership.connection, membership.room
         snapshot = await self._attendance.roster(membership) if room.presence else None
         # Everything up to there is queued for this connection already.
         heard = (
@@ -306,7 +336,9 @@ class Joining:
         position = heard or membership.position
         if connection.closed or connection.rooms.get(membership.name) is not membership:
             raise NotJoined
-        connection.push(respond(JoinedRoom(recovered=False, events=(), position=position, members=snapshot)))
+        return connection.protocol.send(
+            respond(JoinedRoom(recovered=False, events=(), position=position, members=snapshot))
+        )
 
     async def _resume(self, membership: Membership, since: Position, respond: Respond) -> None:
         """Go back to `since` in a room that was joined already, by the server, say: nothing comes in between."""
@@ -318,7 +350,7 @@ class Joining:
         membership.live = False
         try:
             async with connection.recovering:
-                written = await self._finish(membership, replay, since, respond)
+                written = await self._finish(membership, replay, since, respond, alone=True)
                 if written is not None:
                     await written
         finally:

@@ -7,6 +7,7 @@ from typing import Protocol
 from starlette_realtime.connection import Connection, size_of
 from starlette_realtime.errors import CLOSE_CODES, ProtocolError
 from starlette_realtime.messages import Command, Pong
+from starlette_realtime.transports.backlog import Backlog
 from starlette_realtime.types import Frame, Receive, Send
 
 __all__ = ["Handler", "serve_websocket"]
@@ -60,6 +61,9 @@ async def serve_websocket(
             socket.abort()
 
     connection.aborted = drop
+    backlog = Backlog.of(connection.clock)
+    if socket is not None:
+        backlog.add(socket, connection)
     try:
         handler.opened(connection)
         code = await _read(connection, handler, receive)
@@ -77,9 +81,11 @@ async def serve_websocket(
         await asyncio.wait((writer,))
         if not writer.cancelled() and (error := writer.exception()) is not None:
             logger.error("the server failed to write", exc_info=error)
-        if socket is not None and socket.get_write_buffer_size():
-            # The server closes when it has flushed, which a peer that doesn't read puts off for ever.
-            connection.clock.call_later(connection.options.send_timeout, socket.abort)
+        if socket is not None:
+            backlog.ended(socket)
+            if _unsent(socket):
+                # The server closes when it has flushed, which a peer that doesn't read puts off for ever.
+                connection.clock.call_later(connection.options.send_timeout, socket.abort)
 
 
 def _socket(receive: Receive, send: Send) -> asyncio.WriteTransport | None:
@@ -94,6 +100,14 @@ def _socket(receive: Receive, send: Send) -> asyncio.WriteTransport | None:
         if callable(getattr(transport, "abort", None)):
             return transport
     return None
+
+
+def _unsent(socket: asyncio.WriteTransport) -> int:
+    """How many bytes the socket has to send."""
+    try:
+        return socket.get_write_buffer_size()
+    except AttributeError:
+        return 0  # asyncio's TLS transport, when it was closed twice, has nothing to ask, but a time limit of its own
 
 
 def _is_final(code: int) -> bool:

@@ -98,8 +98,7 @@ async def test_what_may_be_dropped_is_taken_only_while_there_is_little(wire: Wir
 
 async def test_a_recovery_does_not_count_and_is_known_to_be_out(wire: Wire) -> None:
     wire.open.clear()
-    written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    wire.outbox.put_unbounded(("x" * 10_000,), written)
+    written = wire.outbox.put_unbounded(("x" * 10_000,))
     wire.put("y")
     await settle()
     assert (wire.outbox.size, written.done()) == (1, False)
@@ -115,8 +114,7 @@ async def test_a_recovery_that_is_never_out_keeps_nobody_waiting(wire: Wire, mom
     wire.open.clear()
     if moment == "waiting":
         wire.put("before")
-    written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    wire.outbox.put_unbounded(("x",), written)
+    written = wire.outbox.put_unbounded(("x",))
     await settle()
     if end == "close":
         wire.outbox.close()
@@ -131,9 +129,7 @@ async def test_a_recovery_that_is_never_out_keeps_nobody_waiting(wire: Wire, mom
         with pytest.raises(OSError, match="gone"):
             wire.task.result()
     assert written.done()
-    late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    wire.outbox.put_unbounded(("late",), late)
-    assert late.done()
+    assert wire.outbox.put_unbounded(("late",)).done()
 
 
 async def test_the_last_word_comes_after_the_rest_or_instead_of_it() -> None:
@@ -202,3 +198,44 @@ def test_sizes_are_those_on_the_wire() -> None:
     assert size_of(("abc", b"de")) == 5
     assert size_of(("äß€",)) == 7
     assert size_of(()) == 0
+
+
+async def test_what_stands_behind_a_large_frame_has_the_time_of_that_one() -> None:
+    wire = Wire(max_bytes=1_000_000)
+    wire.put("x" * 4 * 65_536)
+    await settle()
+    wire.open.clear()  # a server that took it at once, and now waits until it is out
+    wire.put("y")
+    await wire.clock.advance(1.9)
+    assert wire.stucks == 0
+    await wire.clock.advance(0.2)
+    assert wire.stucks == 1
+    wire.outbox.close()
+    wire.open.set()
+    await wire.task
+
+
+async def test_what_can_wait_leaves_half_of_each_bound() -> None:
+    wire = Wire()
+    wire.open.clear()
+    assert wire.outbox.fits(50)
+    assert not wire.outbox.fits(51)
+    wire.put("x" * 30)
+    assert wire.outbox.fits(20)
+    assert not wire.outbox.fits(21)
+    for _ in range(5):
+        wire.put("")
+    await settle()
+    assert len(wire.outbox) == 5  # one is being written
+    assert not wire.outbox.fits(0)
+    wire.open.set()
+    await settle()
+    assert wire.outbox.fits(50)
+    wire.outbox.close()
+    await wire.task
+
+
+async def test_the_largest_of_the_last_two_frames_is_known_in_bytes(wire: Wire) -> None:
+    for frame, largest in (("€" * 70_000, 210_000), ("a", 210_000), ("b", 1), (b"x" * 70_000, 70_000)):
+        await wire.outbox.put_unbounded((frame,))
+        assert wire.outbox.largest == largest

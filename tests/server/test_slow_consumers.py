@@ -24,15 +24,19 @@ async def site(anyio_backend: str) -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def stalled(site: Site, room: str) -> AsyncIterator[tuple[Peer, Connection]]:
-    """Somebody in a room who has stopped reading, with little room in the kernel."""
+async def stalled(site: Site, room: str | None) -> AsyncIterator[tuple[Peer, Connection]]:
+    """Somebody in a room, or not even signed in, who has stopped reading, with little room in the kernel."""
     link = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     link.connect(("127.0.0.1", site.server.port))
     async with dial(site.server, sock=link) as peer:
-        await peer.auth(site.token("sloth"))
-        await peer.do("join", room=room)
-        (connection,) = [each for each in site.realtime.connections if each.user == "sloth"]
+        user = None if room is None else "sloth"
+        if user is not None:
+            await peer.auth(site.token(user))
+            await peer.do("join", room=room)
+        else:
+            await peer.expect("welcome")
+        (connection,) = [each for each in site.realtime.connections if each.user == user]
         peer.websocket.transport.pause_reading()
         yield peer, connection
         peer.lose()
@@ -173,3 +177,67 @@ async def test_the_socket_of_who_is_closed_and_does_not_read_goes_too(site: Site
         await until(lambda: connection not in site.realtime.connections, what="the end of the connection")
         await site.clock.advance(10.0)
         await until(lambda: not connections, what="the server to close the socket")
+
+
+async def test_pages_that_were_asked_for_at_once_come_one_after_another_however_large() -> None:
+    rooms = [f"chat:{number}" for number in range(1, 25)]
+    async with running(connection=CALM) as site, stalled(site, "chat:1") as (peer, connection):
+        for room in rooms:
+            for number in range(15):
+                await site.realtime.at(room).broadcast("news", [number, PADDING])
+            if room != "chat:1":
+                await peer.send("join", room=room)
+        for number, room in enumerate(rooms):
+            await peer.send("history", id=number, room=room, limit=100)
+        await until(lambda: connection.recovering.locked(), what="a page for which there is no room")
+        assert connection.outbox.size <= CALM.outbox_bytes
+        peer.websocket.transport.resume_reading()
+        for number in range(len(rooms)):
+            page = (await peer.expect("reply", id=number))["data"]
+            assert [event["data"][0] for event in page["events"]] == list(range(15))
+            assert connection.outbox.size <= CALM.outbox_bytes
+        assert not connection.closed
+
+
+PING = b"\x89\xfd" + bytes(4) + b"x" * 125
+"""A WebSocket ping of the largest size (RFC 6455 section 5.5), masked with zeros."""
+
+
+def served(site: Site) -> asyncio.WriteTransport:
+    """The server's end of the only connection, with little room in the kernel."""
+    assert isinstance(site.server, RunningServer)
+    (protocol,) = site.server.server.server_state.connections
+    transport: asyncio.WriteTransport = protocol.transport
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return transport
+
+
+@pytest.mark.parametrize("moment", ["in a room", "before auth", "after the close"])
+async def test_who_pings_and_does_not_read_is_dropped_before_the_pongs_are_too_many(site: Site, moment: str) -> None:
+    assert isinstance(site.server, RunningServer)
+    connections = site.server.server.server_state.connections
+    async with stalled(site, "chat:1" if moment != "before auth" else None) as (peer, connection):
+        if moment == "after the close":
+            connection.close(4403)
+            await until(lambda: connection.gone, what="the end of the connection")
+        transport = served(site)
+        while transport.get_write_buffer_size() <= SMALL.outbox_bytes + connection.outbox.largest:
+            peer.websocket.transport.write(PING * 100)
+            await asyncio.sleep(0)
+        await site.clock.advance(0.9)
+        assert len(connections) == 1
+        await site.clock.advance(0.2)
+        await until(lambda: not connections, what="the server to drop the socket")
+        assert connection.close_code == (4403 if moment == "after the close" else 4440)
+    await until(lambda: not site.realtime.connections, what="the end of the connection")
+
+
+async def test_pongs_within_the_bound_are_nobodys_business(site: Site) -> None:
+    async with stalled(site, "chat:1") as (peer, connection):
+        transport = served(site)
+        peer.websocket.transport.write(PING * 1_000)
+        await until(lambda: transport.get_write_buffer_size() > SMALL.outbox_bytes / 4, what="the pongs")
+        await site.clock.advance(3.0)
+        assert not connection.closed
+        peer.websocket.transport.resume_reading()
+        await peer.sync()

@@ -1,13 +1,20 @@
 """The WebSocket transport: what a connection's end is taken for, and what it leaves."""
 
 import asyncio
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from starlette_realtime.testing import Peer, settle
 from starlette_realtime.types import Message, Receive, Scope, Send
 from tests.rooms.support import SUBPROTOCOL, World
+from tests.server.support import CALM, running
+from tests.server.support import Peer as NetworkPeer
+from tests.support.certificate import certificate
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -171,3 +178,26 @@ async def test_two_messages_of_the_server_are_two_frames_in_order() -> None:
         for number in range(5):
             await connection.send("count", number)
         assert await client.heard() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("end", ["peer", "abort", "close"])
+async def test_connections_over_tls_end_without_complaint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    made = certificate(tmp_path)
+    options = {"ssl_certfile": str(made.path), "ssl_keyfile": str(made.key_path)}
+    async with running(connection=CALM, server=options) as site:
+        trusting = ssl.create_default_context(cafile=made.ca_path)
+        address = f"wss://127.0.0.1:{site.server.port}/realtime/ws"
+        websocket = await connect(address, ssl=trusting, proxy=None, ping_interval=None)
+        async with NetworkPeer(websocket) as peer:
+            await peer.auth(site.token("ada"))
+            (connection,) = site.realtime.connections
+            if end == "peer":
+                await peer.websocket.close()
+            elif end == "abort":
+                connection.abort()
+            else:
+                connection.close(4403)
+            await until(lambda: not site.realtime.connections, what="the end of the connection")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
