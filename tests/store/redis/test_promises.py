@@ -14,7 +14,7 @@ from starlette_realtime.store.redis import RedisStore
 from starlette_realtime.store.redis.address import Address
 from starlette_realtime.store.redis.pipe import Call, Pipe
 from tests.store.redis.load import WIDE, readers, running
-from tests.store.redis.support import SHORT, FaultyStore
+from tests.store.redis.support import SHORT, FaultyStore, processes
 from tests.support.redis import cluster, server
 from tests.support.waiting import until
 
@@ -212,3 +212,30 @@ async def test_what_was_published_by_others_and_is_nested_too_deep_is_left_out(
         await until(lambda: reader.data == [b"0"])
         assert (len(reader), reader.gaps) == (1, [])
     assert caplog.text.count("that no store has sent") == 1
+
+
+async def test_everything_but_the_list_of_processes_expires_by_itself() -> None:
+    """Whatever becomes of the processes, a server is empty again some day."""
+    async with server() as single, processes(single, 2) as (one, two):
+        await one.publish("t", b"0", history=WIDE, producer="u", key="k")
+        await one.read("quiet", since=None, limit=1)
+        for store in (one, two):
+            await store.enter("t", [Entry(f"a-{store.node}", "u:a"), Entry(f"b-{store.node}", "u:b")])
+            assert await store.admit("k", f"a-{store.node}", limit=9)
+            assert await store.admit("k", f"b-{store.node}", limit=9)
+            assert await store.admit(f"mended-{store.node}", "a", limit=9)
+        await one.leave("t", [f"a-{one.node}"])
+        await two.leave("t", [f"a-{two.node}"])  # the last one of that user
+        await one.release("k", f"a-{one.node}")
+        assert await one.claim("ticket", ttl=30.0)
+        await one.revoke("u:eve", issued_before=1.0)
+        await one.send(two.node, b"hello")
+        two._process.slots._mending.soon([f"mended-{two.node}"])
+        await until(lambda: two.gauges()["slots_mending"] == 0)
+        lives = {key: await single.command("PTTL", key) for key in await single.command("KEYS", "*")}
+        for_ever = {key for key, life in lives.items() if life < 0}
+        assert for_ever == {one._keys.nodes}
+        # A day, and a little, is for positions, revocations, and where a process that nobody clears away has members.
+        a_day = (b":m", b"{revoked}", b"{revoked}:v", b"{revoked}:x", b":rooms")
+        long = {key for key, life in lives.items() if life > 3_600_000}
+        assert [key for key in long if not key.endswith(a_day) or lives[key] > 90_000_000] == []
